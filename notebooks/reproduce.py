@@ -1,0 +1,173 @@
+"""What `make reproduce` runs: says what it will do, drives the Snakefile, shows progress, prints table and failures.
+
+    python notebooks/reproduce.py --preset quick              # from the repository's root, inside the environment
+
+Snakemake decides what runs. This file adds what it leaves open: one pipeline at a time in a folder, leftovers of a
+killed one ended before the next begins (they would go on writing), a report from the runs that exist when some failed,
+and each failure named at the end. Exit code 0 only when every run that was asked for is there.
+"""
+import argparse
+import fcntl
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas
+import psutil
+
+SNAKEFILE = Path(__file__).with_name("Snakefile")
+MARK = "PDMEM_PIPELINE"  # in the environment of everything started here: how leftovers are told from other people's work
+NOISE = re.compile(
+    r"Assuming|Building DAG|Using shell|Provided|Rules claiming|Select jobs|Execute \d|Exiting because|Complete log|"
+    r"Elapsed time|WorkflowError:$|At least one job|Nothing to be done|Unlocking|Removing (output|incomplete)|\s*$"
+)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("preset", "backbone", "data", "methods", "capacities", "seeds", "runs", "figures", "threads", "gpu"):
+        parser.add_argument(f"--{name}", default="", help=f"the Snakefile's setting of that name (KEYS in {SNAKEFILE})")
+    parser.add_argument("--cores", type=int, default=0, help="runs side by side; by default what cores and memory allow")
+    asked = parser.parse_args()
+    runs = Path(asked.runs or "data/runs")
+    runs.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with open(runs / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system however this process ends
+        except BlockingIOError:
+            sys.exit(f"Another pipeline is at work in {runs}: wait for it, stop it, or give this one another --runs.")
+        try:
+            end_leftovers()
+            return pipeline(asked)
+        except KeyboardInterrupt:
+            end_leftovers()
+            print("Stopped. The same command goes on where this one stopped.", file=sys.stderr)
+            return 130
+
+
+def pipeline(asked):
+    settings = {key: value for key, value in vars(asked).items() if value and key != "cores"}
+    found = resolve(asked.backbone or "auto", asked.data or "auto")
+    settings |= {"backbone": found["backbone"], "data": found["data"]}
+    print(f"data: {found['data']} · backbone: {found['backbone']} · because {'; '.join(found['why'])}", flush=True)
+
+    memory = psutil.virtual_memory().total // 3_000_000_000  # a run of the quick preset stays under 3 GB
+    cores = asked.cores or max(1, min(os.cpu_count(), memory))
+    command = [sys.executable, "-m", "snakemake", "-s", str(SNAKEFILE), "--cores", str(cores)]
+    config = ["--config", *(f"{key}={value}" for key, value in settings.items())]
+    if any(Path(".snakemake/locks").glob("*")):
+        refuse_if_another_snakemake()
+        subprocess.run([*command, "--unlock", *config], capture_output=True, check=False)
+    command += ["--keep-going", "--rerun-incomplete", "--quiet", "rules", "reason", "host", "progress"]
+    code, figures, failures = follow([*command, *config])
+    if code and figures and any(Path(figures["runs"]).glob("*/record.json")):
+        *_, more = follow([*command, *config, "existing=true"])
+        failures += [line for line in more if line not in failures]
+    if figures:
+        show_table(figures)
+    for line in failures:
+        print(line, file=sys.stderr)
+    if code and failures:
+        print("The same command tries these again and nothing else.", file=sys.stderr)
+    return code
+
+
+def resolve(backbone, data):
+    command = [sys.executable, "-m", "pdmem_lib", "resolve", "--backbone", backbone, "--data", data]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if answer.returncode:
+        sys.exit(answer.returncode)  # its error is on the screen
+    return json.loads(answer.stdout.strip().splitlines()[-1])
+
+
+def follow(command):
+    """Run Snakemake and tell its story in one line an event; returns exit code, where results are, failed runs."""
+    begin = time.monotonic()
+    environment = os.environ | {MARK: os.getcwd(), "PYTHONUNBUFFERED": "1"}
+    if not sys.stderr.isatty():
+        environment.setdefault("TQDM_MININTERVAL", "30")  # a log file wants few lines from the progress bars
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    total, done, started, first, results, failures, in_error = 0, 0, {}, begin, {}, [], False
+    for line in io.TextIOWrapper(process.stdout, "utf-8", "replace", newline=""):  # ends in \n, a progress bar's in \r
+        word, _, rest = line.strip().partition(" ")
+        now = time.monotonic()
+        clock = f"[{int(now - begin) // 60:02d}:{int(now - begin) % 60:02d}]"
+        if word == "results":
+            results = json.loads(rest)
+        elif word == "planned":
+            total, wanted = (int(number) for number in rest.split(" of "))
+            if total:
+                print(f"{clock} {total} of {wanted} runs to make", flush=True)
+        elif word == "started":
+            first = first if started else now
+            started[rest] = now
+        elif word in ("finished", "failed") and rest in started:
+            name, seconds = rest, now - started[rest]
+            if name == "report":
+                print(f"{clock} report {word} after {seconds:.0f} s", flush=True)
+                continue
+            done += 1
+            left = (now - first) / done * (total - done)
+            ahead = f", about {left / 60:.0f} min left" if left > 60 else f", about {left:.0f} s left" if left else ""
+            print(f"{clock} run {done} of {total}: {name} {word} after {seconds:.0f} s{ahead}", flush=True)
+        elif word == "failed:":
+            failures.append(line.strip())
+        elif line.startswith("RuleException"):
+            in_error = True  # Snakemake repeats the whole command; the failed run is named at the end
+        elif in_error:
+            in_error = "non-zero exit status" not in line
+        elif not NOISE.match(line):
+            print(line, end="", file=sys.stderr, flush=True)
+    return process.wait(), results, failures
+
+
+def show_table(results):
+    table, notebook = Path(results["figures"]) / "summary.csv", Path(results["runs"]) / "report.ipynb"
+    if not table.exists():
+        return
+    printed = []
+    if notebook.exists():
+        cells = json.loads(notebook.read_text())["cells"]
+        outputs = [out for cell in cells if "table" in cell["metadata"].get("tags", []) for out in cell["outputs"]]
+        printed = ["".join(output["text"]) for output in outputs if output["output_type"] == "stream"]
+    print("\n" + ("".join(printed).rstrip() or pandas.read_csv(table).to_string(index=False, float_format="%.2f")))
+    print(f"\nTable and figures: {results['figures']}/ · runs and their records: {results['runs']}/", flush=True)
+
+
+def end_leftovers():
+    """End what an earlier, killed pipeline left running in this folder (and what this one leaves when interrupted)."""
+    leftovers = [process for process in processes() if environment_of(process).get(MARK) == os.getcwd()]
+    for process in leftovers:
+        process.terminate()
+    for process in psutil.wait_procs(leftovers, timeout=5)[1]:
+        process.kill()
+    psutil.wait_procs(leftovers, timeout=5)
+
+
+def refuse_if_another_snakemake():
+    for process in processes():
+        if any(part.endswith("snakemake") for part in process.cmdline()) and process.cwd() == os.getcwd():
+            sys.exit(f"Another Snakemake (process {process.pid}) is at work in this folder: wait for it or stop it.")
+
+
+def processes():
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    return [process for process in psutil.process_iter() if process.pid not in own]
+
+
+def environment_of(process):
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,306 @@
+"""`MemoryModel`: a frozen backbone with a persistent latent memory (METHOD.md sections 1 to 4).
+
+The state is an explicit value (``model.state``), written turn by turn without gradients and read by the adapter, whose
+parameters are the only thing trained. The question alone is in the context window, never the history [C].
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import methods, seam
+from .backbone import Backbone, load_backbone
+from .files import atomic_path
+from .methods import Inputs, MemorySettings, State
+
+log = logging.getLogger(__name__)
+
+PROMPT = "Question: {question}\nAnswer:"  # [D]
+ANSWER = " {answer}\n"  # the closing line feed is learnt with the answer: an answer is its first line [D]
+SCHEMA = 1  # of the saved files
+Memory = str | State  # "own" | "zero" | "off" | a state
+
+
+@dataclass
+class AnswerScore:
+    """Teacher-forced score of a batch of answers: ``log_prob`` (B,) summed over ``tokens`` (B,) answer tokens."""
+
+    log_prob: Tensor
+    tokens: Tensor
+
+
+class MemoryModel:
+    """A frozen ``backbone`` with memory ``method`` at ``capacity`` (1 or 10); keywords as in `MemorySettings`."""
+
+    def __init__(self, backbone: Backbone, method: str = "slot", capacity: int = 1, seed: int = 42, **overrides):
+        self.backbone = backbone
+        self.settings = MemorySettings(method=method, capacity=capacity, seed=seed, **overrides)
+        self.adapter = methods.build(backbone, self.settings)  # an nn.Module: trained parameters, fixed maps
+        self.reset()
+
+    def __repr__(self) -> str:
+        return (f"MemoryModel({self.backbone.name}, {self.method!r}, capacity={self.settings.capacity}, "
+                f"{self.num_trainable:,} trainable parameters)")
+
+    @property
+    def method(self) -> str:
+        return self.settings.method
+
+    @property
+    def num_trainable(self) -> int:
+        """Number of parameters of θ_mem."""
+        return sum(p.numel() for p in self.parameters())
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """θ_mem, the only parameters that are ever trained."""
+        return list(self.adapter.parameters())
+
+    # ---- state ----
+    def reset(self) -> State:
+        """Set the state back to P_0 of the seed, N(0, 0.02^2) [C]."""
+        self._state = self.adapter.initial_state()
+        return self._state
+
+    @property
+    def state(self) -> State:
+        """{"P": (M, d)} or {"M": (d_h, d_h)}; {} for the baseline. Assign to replace it."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = self.checked(state)
+
+    def checked(self, state: State) -> State:
+        """``state`` on this model's device, or a ValueError that names what does not fit."""
+        expected = {name: tuple(t.shape) for name, t in self.adapter.initial_state().items()}
+        given = {name: tuple(t.shape) for name, t in state.items()}
+        if given != expected:
+            raise ValueError(f"this state holds {given}, but {self.method} at capacity {self.settings.capacity} keeps "
+                             f"{expected}: use a state written by the same method and capacity")
+        return {name: t.detach().to(self.backbone.device, torch.float32) for name, t in state.items()}
+
+    def write(self, turns, autocast: bool | str = False) -> State:
+        """Write one turn ("Speaker: text", or a `Turn`) or a list of turns, in order; returns the new state."""
+        turns = list(turns) if isinstance(turns, (list, tuple)) else [turns]
+        return self.write_hidden(self.backbone.encode([str(turn) for turn in turns], autocast=autocast))
+
+    @torch.no_grad()
+    def write_hidden(self, hidden: Sequence[Tensor]) -> State:
+        """Write turns given by their final hidden states, (T_i, d) each; returns the new state."""
+        for H in hidden:
+            self._state = self.adapter.write(self._state, H.to(self.backbone.device, torch.float32))
+        return self._state
+
+    # ---- reading ----
+    def resolve(self, memory: Memory) -> State | None:
+        """What ``memory`` stands for: "own" the state, "zero" zeros in its place, "off" None, or a state itself."""
+        if isinstance(memory, dict):
+            return self.checked(memory)
+        if memory == "own":
+            return self._state
+        if memory == "zero":
+            return {name: torch.zeros_like(t) for name, t in self._state.items()}
+        if memory == "off":
+            return None
+        raise ValueError(f"unknown memory {memory!r}: known are 'own', 'zero', 'off', or a state")
+
+    def injection(self, memory: Memory, inputs: Inputs | None = None) -> seam.Injection:
+        """The keys and values or the branch by which the blocks read ``memory``; None for "off"."""
+        state = self.resolve(memory)
+        return None if state is None else self.adapter.read(state, inputs)
+
+    @torch.no_grad()
+    def _frozen_inputs(self, input_ids: Tensor, attention_mask: Tensor, question: Tensor) -> Inputs | None:
+        """The input's frozen states, where the method reads with them (M.4); ``question`` (B, T) marks what may be used."""
+        if not self.adapter.needs_inputs:
+            return None
+        with seam.inject(self.backbone.model, None):
+            hidden = self.backbone.model.base_model(
+                input_ids, attention_mask=attention_mask, position_ids=_positions(attention_mask), use_cache=False
+            ).last_hidden_state
+        return Inputs(hidden.float(), question.bool())
+
+    @torch.no_grad()
+    def logits(self, text: str, memory: Memory = "own") -> Tensor:
+        """Next-token logits (T, vocab) of ``text`` as it stands, float32."""
+        return self._forward(text, memory)[0]
+
+    def _forward(self, text: str, memory: Memory, seen: list[Tensor] | None = None) -> Tensor:
+        ids, mask = self.backbone.pad([self._fitting(self.backbone.token_ids(text))], side="right")
+        injection = None
+        if memory != "off":
+            injection = self.injection(memory, self._frozen_inputs(ids, mask, mask))
+        if seen is not None:
+            for part in [injection] if isinstance(injection, seam.Branch) else injection or []:
+                part.seen = seen
+        with seam.inject(self.backbone.model, injection):
+            return self.backbone.model(ids, use_cache=False).logits
+
+    @torch.no_grad()
+    def attention_to_memory(self, text: str, memory: Memory = "own") -> Tensor | None:
+        """How much each token of ``text`` reads each entry, (L, h, T, M), on the CPU.
+
+        Readers of keys and values: the softmax mass on memory times |tanh(gate)|, so a row sums to at most 1 and to 0
+        at the silent start. M.2, M.5: the branch's own softmax, whose rows sum to 1. Baseline: None, it reads nothing.
+        """
+        seen: list[Tensor] = []
+        self._forward(text, memory, seen)
+        if not seen:
+            log.info("%s with memory %s reads nothing: there is no attention to memory", self.method, memory)
+            return None
+        return torch.cat(seen).cpu()  # (L, h, T, M): B is 1
+
+    def _fitting(self, ids: list[int], room: int = 0) -> list[int]:
+        if not ids:
+            raise ValueError("the text is empty: give at least one token")
+        if len(ids) + room > self.backbone.max_tokens:
+            raise ValueError(f"{len(ids)} tokens (and {room} to generate) do not fit the context of "
+                             f"{self.backbone.max_tokens} tokens: shorten the question or answer")
+        return ids
+
+    # ---- training and scoring ----
+    def loss(self, questions: Sequence[str], answers: Sequence[str], memory: Memory = "own") -> Tensor:
+        """Mean cross-entropy (nats per token) on the answers' tokens only; differentiable in θ_mem."""
+        score = self.score(questions, answers, memory)
+        return -score.log_prob.sum() / score.tokens.sum()
+
+    def score(self, questions: Sequence[str], answers: Sequence[str], memory: Memory = "own") -> AnswerScore:
+        """Log-probability (nats) of each answer given its question, teacher-forced, closing line feed included."""
+        if len(questions) != len(answers) or not questions:
+            raise ValueError(f"{len(questions)} questions and {len(answers)} answers: give as many, and at least one")
+        prompts, targets = [], []
+        for question, answer in zip(questions, answers, strict=True):
+            prompts.append(self.backbone.token_ids(PROMPT.format(question=question)))
+            targets.append(self.backbone.token_ids(ANSWER.format(answer=answer), special=False))
+            self._fitting(prompts[-1] + targets[-1])
+        ids, mask = self.backbone.pad([p + t for p, t in zip(prompts, targets, strict=True)], side="right")
+        column = torch.arange(ids.shape[1], device=ids.device)[None]
+        question = column < torch.tensor([[len(p)] for p in prompts], device=ids.device)  # (B, T)
+        is_target = mask.bool() & ~question
+
+        inputs = None if memory == "off" else self._frozen_inputs(ids, mask, question)
+        injection = self.injection(memory, inputs)
+        with seam.inject(self.backbone.model, injection):  # right padding under a causal mask needs no mask of its own
+            hidden = self.backbone.model.base_model(ids, use_cache=False).last_hidden_state  # (B, T, d)
+        predicts = is_target.roll(-1, dims=1)  # the column before a target predicts it
+        predicts[:, -1] = False
+        logits = self.backbone.model.get_output_embeddings()(hidden[predicts])  # (N, vocab): answer positions only
+        log_probs = -torch.nn.functional.cross_entropy(logits.float(), ids[is_target], reduction="none")  # (N,)
+        row = is_target.nonzero()[:, 0]
+        zeros = log_probs.new_zeros(len(questions))
+        return AnswerScore(zeros.index_add(0, row, log_probs), is_target.sum(dim=1))
+
+    @torch.no_grad()
+    def answer(self, questions: Sequence[str], max_new_tokens: int = 24, memory: Memory = "own", batch_size: int = 32,
+               on_batch=None) -> list[str]:
+        """Greedy answers, first line only, in the questions' order; batches of near-equal length share one bank.
+
+        ``on_batch(n)`` is called after each batch of n questions (for progress bars).
+        """
+        if isinstance(questions, str):
+            raise ValueError("questions is a list of strings: wrap the one question in [ ]")
+        from transformers import GenerationConfig
+
+        tokenizer, model = self.backbone.tokenizer, self.backbone.model
+        config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id,
+                                  eos_token_id=[tokenizer.eos_token_id, *self.backbone.newline_ids])
+        rows = [self._fitting(self.backbone.token_ids(PROMPT.format(question=q)), max_new_tokens) for q in questions]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        answers = [""] * len(rows)
+        shared = None if memory == "off" or self.adapter.needs_inputs else self.injection(memory)
+        for batch in (order[a : a + batch_size] for a in range(0, len(order), batch_size)):
+            ids, mask = self.backbone.pad([rows[i] for i in batch], side="left")
+            injection = shared
+            if memory != "off" and self.adapter.needs_inputs:
+                injection = self.injection(memory, self._frozen_inputs(ids, mask, mask))
+            with seam.inject(model, injection):
+                output = model.generate(ids, attention_mask=mask, generation_config=config)
+            for i, text in zip(batch, tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True),
+                               strict=True):
+                answers[i] = text.strip().split("\n")[0].strip()
+            if on_batch:
+                on_batch(len(batch))
+        return answers
+
+    # ---- files ----
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``adapter.safetensors`` (θ_mem and the fixed maps, no backbone weight) and ``config.json``."""
+        from safetensors.torch import save_file
+
+        config = {"schema": SCHEMA, "backbone": self.backbone.name,
+                  "backbone_fingerprint": self.backbone.fingerprint, "settings": asdict(self.settings)}
+        with atomic_path(Path(folder) / "adapter.safetensors") as partial:
+            save_file({k: v.contiguous().cpu() for k, v in self.adapter.state_dict().items()}, partial)
+        with atomic_path(Path(folder) / "config.json") as partial:
+            partial.write_text(json.dumps(config, indent=2))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, backbone: Backbone | None = None) -> "MemoryModel":
+        """The saved model, its state at P_0; ``backbone`` None loads the one it was trained on by its name."""
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        for file in ("config.json", "adapter.safetensors"):
+            if not (folder / file).is_file():
+                raise FileNotFoundError(f"{folder} holds no {file}: give a folder written by save_pretrained")
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            schema, settings = config["schema"], MemorySettings(**config["settings"])
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / 'config.json'} is damaged ({error}): save the adapter again") from error
+        if schema > SCHEMA:
+            raise ValueError(f"{folder} has schema {schema}, this version reads up to {SCHEMA}: update pdmem")
+        backbone = backbone or load_backbone(config["backbone"])
+        if backbone.fingerprint != config["backbone_fingerprint"]:
+            raise ValueError(f"{folder} was trained on {config['backbone']} (fingerprint "
+                             f"{config['backbone_fingerprint'][:12]}), not on this {backbone.name} "
+                             f"({backbone.fingerprint[:12]}): load it with its own backbone")
+        model = cls(backbone, **asdict(settings))
+        try:
+            model.adapter.load_state_dict(load_file(folder / "adapter.safetensors"))
+        except Exception as error:  # safetensors and torch raise their own types for a damaged file
+            raise ValueError(f"{folder / 'adapter.safetensors'} is damaged or of another method "
+                             f"({str(error).splitlines()[0]}): save the adapter again") from error
+        model.reset()
+        return model
+
+    def save_state(self, file: str | Path) -> None:
+        """Write the state to one safetensors file, bit for bit, with what it belongs to in the metadata."""
+        from safetensors.torch import save_file
+
+        metadata = {"schema": str(SCHEMA), "backbone_fingerprint": self.backbone.fingerprint,
+                    "settings": json.dumps(asdict(self.settings))}
+        with atomic_path(file) as partial:
+            save_file({k: v.contiguous().cpu() for k, v in self._state.items()}, partial, metadata=metadata)
+
+    def load_state(self, file: str | Path) -> State:
+        """Read a state written by `save_state` of the same method, capacity, seed and backbone."""
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"no state file {file}: write one with save_state")
+        try:
+            with safe_open(file, framework="pt") as opened:
+                metadata = opened.metadata() or {}
+                state = {name: opened.get_tensor(name) for name in opened.keys()}
+            theirs = json.loads(metadata["settings"])
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{file} is damaged or no state of pdmem ({error}): write it again with save_state") from error
+        if metadata.get("backbone_fingerprint") != self.backbone.fingerprint:
+            raise ValueError(f"{file} was written with another backbone than {self.backbone.name}: use its own")
+        ours = asdict(self.settings)
+        differs = [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in ours.items() if theirs.get(k) != v]
+        if differs:
+            raise ValueError(f"{file} belongs to another memory ({'; '.join(differs)}): load it into a model built alike")
+        self.state = state
+        return self._state
+
+
+def _positions(attention_mask: Tensor) -> Tensor:
+    """Positions (B, T) under left or right padding: real tokens count from 0."""
+    return (attention_mask.cumsum(dim=1) - 1).clamp_min(0)

@@ -1,0 +1,69 @@
+"""Write rules: how a turn's hidden states change the memory (METHOD.md section 2, [A, C]).
+
+Pure functions on an explicit state, unbatched, row vectors (``H @ W``). They never change their arguments and
+never ask for a gradient. The maps ``W_*`` are fixed: drawn once from the seed, never trained [C].
+
+Axis letters of the whole library: ``B`` batch, ``T`` tokens of input, ``M`` memory entries, ``L`` blocks, ``h`` heads,
+``d`` model width, ``dk`` head width, ``dh`` width of the Hebbian matrix.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def _require_tokens(H: Tensor) -> None:
+    if H.ndim != 2 or H.shape[0] == 0:
+        raise ValueError(f"a write needs hidden states of shape (T, d) with T >= 1, got {tuple(H.shape)}: skip empty turns")
+
+
+@torch.no_grad()
+def attention_coupled(
+    P: Float[Tensor, "M d"], H: Float[Tensor, "T d"],
+    W_Q: Float[Tensor, "d d"], W_K: Float[Tensor, "d d"], W_V: Float[Tensor, "d d"], gamma: float,
+) -> Float[Tensor, "M d"]:
+    """``A = softmax(H W_Q (P W_K)^T / sqrt(d))`` over the M rows; ``P <- gamma P + A^T (H W_V)`` (M.1 M.2 M.3 M.5 [C])."""
+    _require_tokens(H)
+    return gamma * P + attention_coupled_weights(P, H, W_Q, W_K).T @ (H @ W_V)  # (M, d)
+
+
+@torch.no_grad()
+def attention_coupled_weights(
+    P: Float[Tensor, "M d"], H: Float[Tensor, "T d"], W_Q: Float[Tensor, "d d"], W_K: Float[Tensor, "d d"],
+) -> Float[Tensor, "T M"]:
+    """The write weights ``A`` of `attention_coupled`: which row each token goes to; each row of A sums to 1."""
+    return torch.softmax((H @ W_Q) @ (P @ W_K).T / P.shape[-1] ** 0.5, dim=-1)  # (T, M)
+
+
+@torch.no_grad()
+def hebbian(
+    M: Float[Tensor, "dh dh"], H: Float[Tensor, "T d"],
+    W_K: Float[Tensor, "d dh"], W_V: Float[Tensor, "d dh"], gamma: float,
+) -> Float[Tensor, "dh dh"]:
+    """``M <- gamma M + (H W_K)^T (H W_V) / T``, then ``M / max(||M||_F, 1)``, so that ``||M||_F <= 1`` (M.4 [C])."""
+    _require_tokens(H)
+    M = gamma * M + (H @ W_K).T @ (H @ W_V) / H.shape[0]  # (dh, dh)
+    return M / M.norm().clamp_min(1.0)
+
+
+@torch.no_grad()
+def sparse_slots(
+    P: Float[Tensor, "S d"], H: Float[Tensor, "T d"],
+    W_a: Float[Tensor, "d d"], W_u: Float[Tensor, "d d"], gamma: float, top_k: int,
+) -> Float[Tensor, "S d"]:
+    """``z = mean(H)``, ``a = softmax(z W_a P^T / sqrt(d))``; only the ``top_k`` slots of largest ``a`` change, to
+    ``gamma P[s] + (1 - gamma) z W_u`` (M.6 [C]). ``top_k`` above S is an error."""
+    _require_tokens(H)
+    if not 1 <= top_k <= P.shape[0]:
+        raise ValueError(f"top_k must lie between 1 and the {P.shape[0]} slots, got {top_k}")
+    z = H.mean(dim=0)  # (d,)
+    slots = sparse_slot_weights(P, z, W_a).topk(top_k).indices  # (top_k,)
+    new = P.clone()
+    new[slots] = gamma * P[slots] + (1 - gamma) * (z @ W_u)
+    return new  # (S, d)
+
+
+@torch.no_grad()
+def sparse_slot_weights(P: Float[Tensor, "S d"], z: Float[Tensor, "d"], W_a: Float[Tensor, "d d"]) -> Float[Tensor, "S"]:
+    """The address weights ``a`` of `sparse_slots`: how well each slot matches the turn; they sum to 1."""
+    return torch.softmax((z @ W_a) @ P.T / P.shape[-1] ** 0.5, dim=-1)  # (S,)
