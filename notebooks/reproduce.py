@@ -22,7 +22,7 @@ import pandas
 import psutil
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
-MARK = "PDMEM_PIPELINE"  # in the environment of everything started here: how leftovers are told from other people's work
+MARK = "PDMEM_PIPELINE"  # in the environment of all that is started here: tells leftovers from other people's work
 NOISE = re.compile(
     r"Assuming|Building DAG|Using shell|Provided|Rules claiming|Select jobs|Execute \d|Exiting because|Complete log|"
     r"Elapsed time|WorkflowError:$|At least one job|Nothing to be done|Unlocking|Removing (output|incomplete)|\s*$"
@@ -31,9 +31,9 @@ NOISE = re.compile(
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("preset", "backbone", "data", "methods", "capacities", "seeds", "runs", "figures", "threads", "gpu"):
-        parser.add_argument(f"--{name}", default="", help=f"the Snakefile's setting of that name (KEYS in {SNAKEFILE})")
-    parser.add_argument("--cores", type=int, default=0, help="runs side by side; by default what cores and memory allow")
+    for name in "preset backbone data methods capacities seeds runs figures threads gpu template report".split():
+        parser.add_argument(f"--{name}", default="", help="the setting of that name in the Snakefile")
+    parser.add_argument("--cores", type=int, default=0, help="runs side by side; by default what this machine allows")
     asked = parser.parse_args()
     runs = Path(asked.runs or "data/runs")
     runs.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,29 @@
+"""Persistent latent memory for frozen decoder-only language models.
+
+    import pdmem_lib as pdmem
+
+    model = pdmem.MemoryModel(pdmem.load_backbone("auto"), "slot")
+    model.write("Caroline: I adopted a cat.")
+    model.answer(["What did Caroline adopt?"])
+
+Where things are: `backbone` (frozen models), `seam` (where memory enters), `write` (write rules), `methods` (the six
+methods and their registry), `memory` (MemoryModel), `locomo` and `synthetic` (data), `states` (cached hidden states),
+`training`, `evaluation`, `metrics`, `experiment` (one run of the study), `figures`.
+"""
+
+from . import metrics, write
+from .backbone import Backbone, load_backbone
+from .evaluation import Evaluation, evaluate
+from .experiment import Experiment, load_data, save_run
+from .locomo import Conversation, Question, Turn, load_locomo, split, to_dataset_dict
+from .memory import MemoryModel
+from .methods import METHODS, REGISTRY, MemorySettings
+from .synthetic import synthetic_conversations
+from .training import train
+
+__version__ = "0.1.0"
+__all__ = [
+    "METHODS", "REGISTRY", "Backbone", "Conversation", "Evaluation", "Experiment", "MemoryModel", "MemorySettings",
+    "Question", "Turn", "evaluate", "load_backbone", "load_data", "load_locomo", "metrics", "save_run", "split",
+    "synthetic_conversations", "to_dataset_dict", "train", "write",
+]

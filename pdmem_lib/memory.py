@@ -20,7 +20,7 @@ from .methods import Inputs, MemorySettings, State
 
 log = logging.getLogger(__name__)
 
-PROMPT = "Question: {question}\nAnswer:"  # [D]
+PROMPT = "Question: {question}\nShort answer:"  # [D]
 ANSWER = " {answer}\n"  # the closing line feed is learnt with the answer: an answer is its first line [D]
 SCHEMA = 1  # of the saved files
 Memory = str | State  # "own" | "zero" | "off" | a state
@@ -208,7 +208,7 @@ class MemoryModel:
 
         tokenizer, model = self.backbone.tokenizer, self.backbone.model
         config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id,
-                                  eos_token_id=[tokenizer.eos_token_id, *self.backbone.newline_ids])
+                                  eos_token_id=tokenizer.eos_token_id)
         rows = [self._fitting(self.backbone.token_ids(PROMPT.format(question=q)), max_new_tokens) for q in questions]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         answers = [""] * len(rows)
@@ -219,13 +219,27 @@ class MemoryModel:
             if memory != "off" and self.adapter.needs_inputs:
                 injection = self.injection(memory, self._frozen_inputs(ids, mask, mask))
             with seam.inject(model, injection):
-                output = model.generate(ids, attention_mask=mask, generation_config=config)
+                output = model.generate(ids, attention_mask=mask, generation_config=config,
+                                        stopping_criteria=[self._line_is_complete(start=ids.shape[1])])
             for i, text in zip(batch, tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True),
                                strict=True):
                 answers[i] = text.strip().split("\n")[0].strip()
             if on_batch:
                 on_batch(len(batch))
         return answers
+
+    def _line_is_complete(self, start: int):
+        """A stopping criterion: a row is done at its first line end after something else (leading ones are skipped)."""
+        from transformers import StoppingCriteria
+
+        newline = torch.tensor(self.backbone.newline_ids, device=self.backbone.device)
+
+        class LineIsComplete(StoppingCriteria):
+            def __call__(self, input_ids, scores, **kwargs):
+                ends = torch.isin(input_ids[:, start:], newline)
+                return (ends & ((~ends).cumsum(dim=1) > 0)).any(dim=1)  # (B,)
+
+        return LineIsComplete()
 
     # ---- files ----
     def save_pretrained(self, folder: str | Path) -> None:

@@ -53,8 +53,8 @@ def locomo_f1(prediction: str | int | float, gold: str | int | float, category: 
     """The benchmark's own score in [0, 1] for a question of ``category`` 1 to 5; numbers are read as text.
 
     Token F1 over Porter stems, *and* dropped with the articles; nothing in common, even nothing at all, is 0.
-    Category 1 (multi-hop) averages over the gold's comma-separated parts the best match of any predicted part; 3 (open-domain)
-    keeps the gold up to its first semicolon; 5 (adversarial) asks only whether the output declines to answer.
+    Category 1 (multi-hop) averages over the gold's comma-separated parts the best match of any predicted part;
+    3 (open-domain) keeps the gold up to its first semicolon; 5 (adversarial) asks only whether the output declines.
     ValueError for any other category.
     """
     prediction, gold = str(prediction), str(gold)

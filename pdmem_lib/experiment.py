@@ -1,0 +1,287 @@
+"""One run of the study, from its parameters to its files: what the notebooks and the command line share.
+
+A run is an `Experiment`: backbone, data, method, capacity, seed and a preset, any of whose settings may be overridden.
+It leaves a folder with tidy tables, the trained adapter and ``record.json``, written last: a folder with a record is a
+finished run.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import locomo
+from .backbone import TINY_NAMES, Backbone, resolve_backbone
+from .evaluation import Evaluation, EvaluateSettings, frozen_answers, sample_questions
+from .files import atomic_path
+from .locomo import Conversation
+from .memory import MemoryModel
+from .methods import METHODS, MemorySettings, method_name
+from .settings import Settings
+from .states import encode_all
+from .synthetic import synthetic_conversations
+from .training import TrainSettings
+
+if TYPE_CHECKING:
+    import pandas
+
+SYNTHETIC_SEED = 0
+RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "pandas")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A size of the study: which runs, and the settings of each. Settings not named keep METHOD.md's values."""
+
+    about: str
+    methods: tuple[str, ...]
+    capacities: tuple[int, ...]
+    seeds: tuple[int, ...]
+    train: Mapping[str, Any] = field(default_factory=dict)
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
+    synthetic: tuple[int, int] = (10, 24)  # conversations and sessions each, where the data is synthetic
+    backbone: str = "auto"  # what "auto" stands for
+    data: str = "auto"
+
+
+PRESETS = {
+    "smoke": Preset(
+        "every path once: tiny random model, synthetic data, six methods at both capacities, under 3 minutes",
+        methods=(*METHODS, "baseline"), capacities=(1, 10), seeds=(42,), synthetic=(3, 3),
+        train=dict(epochs=1, max_questions=48, lr=1e-3, warmup_steps=2),
+        evaluate=dict(questions_per_bucket=4, knowledge_points=2, max_new_tokens=8),
+        backbone="tiny-gpt2", data="synthetic"),
+    "quick": Preset(
+        "a pretrained model, six methods and the baseline at 1x, under 15 minutes on 2 cores: a first look, no verdict",
+        methods=(*METHODS, "baseline"), capacities=(1,), seeds=(42,), synthetic=(6, 16),
+        train=dict(epochs=1, max_questions=640, lr=1e-3, warmup_steps=4),
+        evaluate=dict(questions_per_bucket=32, knowledge_points=4)),
+    "full": Preset(
+        "METHOD.md's protocol: six methods and the baseline, 1x and 10x, three seeds, every question",
+        methods=(*METHODS, "baseline"), capacities=(1, 10), seeds=(42, 43, 44)),
+}
+
+
+@dataclass(frozen=True)
+class Experiment(Settings):
+    """The parameters of one run. ``None`` stands for the preset's value, or else METHOD.md's."""
+
+    backbone: str = "auto"
+    data: str = "auto"  # "locomo", "synthetic", a LoCoMo-format JSON file, or "auto": LoCoMo where it can be had
+    method: str = "slot"
+    capacity: int = 1
+    seed: int = 42
+    preset: str = "quick"
+    output_dir: str = "data/runs/example"
+    # memory
+    num_entries: int | None = None
+    d_h: int | None = None
+    top_k: int | None = None
+    gamma: float | None = None
+    read_gate: bool | None = None
+    read_norm: bool | None = None
+    # training
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    warmup_steps: int | None = None
+    clip: float | None = None
+    max_questions: int | None = None
+    # evaluation
+    max_new_tokens: int | None = None
+    questions_per_bucket: int | None = None
+    knowledge_points: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "method", method_name(self.method))
+        if self.preset not in PRESETS:
+            raise ValueError(f"unknown preset {self.preset!r}: known are {', '.join(PRESETS)}")
+        self.memory_settings, self.train_settings, self.evaluate_settings  # noqa: B018 - refuse bad ones now
+
+    def _given(self, *kinds: type) -> dict[str, Any]:
+        names = {f.name for kind in kinds for f in fields(kind)} & {f.name for f in fields(self)}
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def memory_settings(self) -> MemorySettings:
+        return MemorySettings(**self._given(MemorySettings))
+
+    @property
+    def train_settings(self) -> TrainSettings:
+        return TrainSettings.from_mapping({**PRESETS[self.preset].train, **self._given(TrainSettings)})
+
+    @property
+    def evaluate_settings(self) -> EvaluateSettings:
+        given = {k: v for k, v in self._given(EvaluateSettings).items() if k != "batch_size"}  # that is training's
+        return EvaluateSettings.from_mapping({**PRESETS[self.preset].evaluate, **given})
+
+
+@dataclass(frozen=True)
+class Data:
+    """Conversations by split, with what identifies them."""
+
+    name: str  # "locomo", "synthetic", or a file
+    train: list[Conversation]
+    test: list[Conversation]
+    sha256: str
+
+    @property
+    def conversations(self) -> list[Conversation]:
+        return self.train + self.test
+
+
+def load_data(name: str = "auto", preset: str = "quick") -> Data:
+    """LoCoMo, the preset's synthetic conversations, or a file in LoCoMo's format, split into train and test."""
+    name, _ = resolve_data(name, preset)
+    if name == "locomo":
+        conversations = locomo.load_locomo()
+    elif name == "synthetic":
+        conversations = synthetic_conversations(*PRESETS[preset].synthetic, seed=SYNTHETIC_SEED)
+    else:
+        conversations = locomo.load_locomo(name)
+    train, test = locomo.split(conversations)
+    return Data(name, train, test, locomo.data_sha256(conversations))
+
+
+def resolve_data(name: str = "auto", preset: str = "quick") -> tuple[str, str]:
+    """What a data name stands for on this machine, and why, in one line."""
+    if name == "auto" and PRESETS[preset].data != "auto":
+        return PRESETS[preset].data, f"data {PRESETS[preset].data}: what the preset {preset} uses"
+    if name == "auto":
+        available, why = locomo.locomo_available()
+        return ("locomo", f"data locomo: {why}") if available else ("synthetic", f"data synthetic, not LoCoMo: {why}")
+    if name not in ("locomo", "synthetic") and not os.path.isfile(name):
+        raise FileNotFoundError(f"unknown data {name!r}: known are 'auto', 'locomo', 'synthetic', or an existing file in "
+                                "LoCoMo's format")
+    return name, f"data {name}: asked for"
+
+
+def resolve(backbone: str = "auto", data: str = "auto", preset: str = "quick") -> tuple[str, str, list[str]]:
+    """(backbone, data, why): what "auto" stands for here, with one line of reason for each. Loads nothing."""
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}: known are {', '.join(PRESETS)}")
+    if backbone == "auto" and PRESETS[preset].backbone != "auto":
+        backbone = PRESETS[preset].backbone
+        why_backbone = f"backbone {backbone}: what the preset {preset} uses"
+    else:
+        backbone, why_backbone = resolve_backbone(backbone)
+    data, why_data = resolve_data(data, preset)
+    return backbone, data, [why_data, why_backbone]
+
+
+def encode(backbone: Backbone, data: Data, experiment: Experiment) -> int:
+    """Fill the caches that all runs share: turns' hidden states and the frozen model's own answers. Returns tokens."""
+    states = encode_all(backbone, data.conversations)
+    evaluate = experiment.evaluate_settings
+    frozen_answers(backbone, [q for *_, q in sample_questions(data.test, evaluate.questions_per_bucket)], evaluate)
+    return sum(s.num_tokens for s in states.values())
+
+
+def title(backbone: str, preset: str, data: str, seeds: Sequence[int] = ()) -> str:
+    """What stands under every figure's title: where its numbers come from."""
+    words = [f"backbone {backbone}", f"preset {preset}", "LoCoMo" if data == "locomo" else f"data {Path(data).name}"]
+    if data == "synthetic":
+        words[-1] = "SYNTHETIC conversations, not LoCoMo"
+    if backbone in TINY_NAMES:
+        words[0] += " (random weights)"
+    if seeds:
+        words.append(f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}")
+    return " · ".join(words)
+
+
+def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "pandas.DataFrame",
+             evaluation: Evaluation, started: float) -> dict[str, Any]:
+    """Write a finished run into ``experiment.output_dir``; ``started`` is the `time.time` of its begin. Returns the record.
+
+    Tables (each row says which run it is of): per_question.parquet, forgetting.csv, knowledge.csv, categories.csv,
+    summary.csv, history.csv; ``adapter/``; and last record.json.
+    """
+    folder = Path(experiment.output_dir)
+    run = {"method": experiment.method, "capacity": experiment.capacity, "seed": experiment.seed}
+    tables = {"forgetting": evaluation.forgetting_curve(), "knowledge": evaluation.knowledge_curve(),
+              "categories": evaluation.by_category(), "summary": evaluation.summary(), "history": history}
+    for name, table in tables.items():
+        with atomic_path(folder / f"{name}.csv") as partial:
+            _labelled(table, run).to_csv(partial, index=False)
+    with atomic_path(folder / "per_question.parquet") as partial:
+        _labelled(evaluation.per_question, run).to_parquet(partial, index=False)
+    model.save_pretrained(folder / "adapter")
+    record = run_record(experiment, model, data, time.time() - started)
+    with atomic_path(folder / "record.json") as partial:
+        partial.write_text(json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def run_record(experiment: Experiment, model: MemoryModel, data: Data, seconds: float) -> dict[str, Any]:
+    """Everything that a number needs to be traced to its run."""
+    return {
+        "backbone": model.backbone.name,
+        "backbone_fingerprint": model.backbone.fingerprint,
+        "data": data.name if data.name in ("locomo", "synthetic") else Path(data.name).name,
+        "data_sha256": data.sha256,
+        "preset": experiment.preset,
+        "method": experiment.method,
+        "capacity": experiment.capacity,
+        "seed": experiment.seed,
+        "settings": {"memory": asdict(experiment.memory_settings), "train": asdict(experiment.train_settings),
+                     "evaluate": asdict(experiment.evaluate_settings)},
+        "trainable_parameters": model.num_trainable,
+        "versions": {"pdmem": version("pdmem"), "python": platform.python_version(),
+                     **{name: version(name) for name in RECORDED_PACKAGES}},
+        "commit": _commit(),
+        "hardware": _hardware(model.backbone.device),
+        "seconds": round(seconds, 1),
+        "peak_memory_bytes": _peak_memory(),
+    }
+
+
+def _labelled(table: "pandas.DataFrame", run: Mapping[str, Any]) -> "pandas.DataFrame":
+    table = table.copy()
+    for place, (name, value) in enumerate(run.items()):
+        table.insert(place, name, value)
+    return table
+
+
+def _commit() -> str | None:
+    """The repository's commit, "+changes" behind it where the working tree differs; None outside a repository."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True, timeout=10,
+                              check=True).stdout.strip()
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _hardware(device: torch.device) -> dict[str, Any]:
+    cpu = next((line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+               platform.processor() or platform.machine())
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu,
+            "system": platform.system()}
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

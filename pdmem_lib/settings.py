@@ -1,0 +1,44 @@
+"""Settings: frozen dataclasses that refuse an unknown name or a wrongly typed value with a sentence that says the mend."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import NoneType, UnionType
+from typing import Any, Self, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base: values are checked against the annotations (an int passes for a float, a bool never for a number)."""
+
+    def __post_init__(self):
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if not any(_is(value, option) for option in _options(kind)):
+                known = " or ".join(option.__name__ for option in _options(kind))
+                raise ValueError(f"{name}={value!r} is a {type(value).__name__}, expected {known}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Settings from a mapping; a name that is no setting is a ValueError that lists the known ones."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"unknown setting {', '.join(map(repr, unknown))}: known are {', '.join(known)}")
+        return cls(**values)
+
+    def require(self, condition: bool, message: str) -> None:
+        if not condition:
+            raise ValueError(message)
+
+
+def _options(kind: Any) -> tuple[type, ...]:
+    options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return tuple(get_origin(option) or option for option in options)
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is NoneType:
+        return value is None
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)

@@ -1,0 +1,119 @@
+"""Training the adapter, "Type 1" (METHOD.md section 4, [C]): write a conversation, then ask its questions.
+
+Only θ_mem moves. The banks are fixed maps of frozen states, so they are computed once; each step reads one
+conversation's bank for a batch of its questions.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm import tqdm
+
+from .locomo import Conversation
+from .memory import MemoryModel
+from .settings import Settings
+from .states import encode_all, final_bank
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class TrainSettings(Settings):
+    """Defaults are METHOD.md's protocol [C]; ``max_questions`` and ``autocast`` are ours [D]."""
+
+    epochs: int = 10
+    batch_size: int = 16  # questions a step
+    lr: float = 1e-4
+    weight_decay: float = 1e-2
+    warmup_steps: int = 200  # linear, then cosine to zero over the remaining steps
+    clip: float = 1.0  # largest gradient norm
+    seed: int = 42  # of the data order
+    max_questions: int | None = None  # train on a seeded sample of this many; None: all
+    autocast: bool | str = "auto"  # bf16 where the processor computes in it
+    progress: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require(self.epochs >= 1 and self.batch_size >= 1, "epochs and batch_size must be at least 1")
+        self.require(self.lr > 0 and self.clip > 0, "lr and clip must be above 0")
+        self.require(self.warmup_steps >= 0 and self.weight_decay >= 0, "warmup_steps and weight_decay cannot be negative")
+        self.require(self.max_questions is None or self.max_questions >= 1, "max_questions must be at least 1, or None")
+
+
+def train(model: MemoryModel, conversations: Sequence[Conversation], **settings) -> "pandas.DataFrame":
+    """Train ``model``'s adapter on the conversations' questions; keywords as in `TrainSettings`.
+
+    Returns the history, a row a step: step, epoch, loss (nats per answer token), lr, grad_norm (before clipping),
+    seconds (since the start). ``model.state`` is left alone. The baseline has nothing to train: its history is empty.
+    """
+    import pandas as pd
+
+    s = TrainSettings.from_mapping(settings)
+    questions = [(c, q) for c in conversations for q in c.questions]
+    if not questions:
+        raise ValueError("there is no question to train on: give conversations that have questions")
+    rows: list[dict] = []
+    parameters = model.parameters()
+    if parameters:
+        generator = torch.Generator().manual_seed(s.seed)
+        if s.max_questions is not None:
+            kept = torch.randperm(len(questions), generator=generator)[: s.max_questions].tolist()
+            questions = [questions[i] for i in sorted(kept)]
+        used = {c.id: c for c, _ in questions}
+        states = encode_all(model.backbone, used.values(), s.progress, s.autocast)
+        banks = {id: final_bank(model, c, states[id]) for id, c in used.items()}
+        lengths = [len(model.backbone.token_ids(f"{q.question} {q.answer}")) for _, q in questions]
+        ids = [c.id for c, _ in questions]
+
+        total = s.epochs * len(_epoch_batches(ids, lengths, s.batch_size, generator=None))
+        optimizer = torch.optim.AdamW(parameters, lr=s.lr, weight_decay=s.weight_decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, s.warmup_steps, total))
+        start = time.perf_counter()
+        with tqdm(total=total, desc=f"train {model.method}", unit="step", disable=not s.progress, mininterval=1.0) as bar:
+            for epoch in range(s.epochs):
+                for batch in _epoch_batches(ids, lengths, s.batch_size, generator):
+                    bank = banks[ids[batch[0]]]
+                    with model.backbone.autocast(s.autocast):
+                        loss = model.loss([questions[i][1].question for i in batch],
+                                          [questions[i][1].answer for i in batch], memory=bank)
+                    loss.backward()
+                    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, s.clip, error_if_nonfinite=True)
+                    lr = scheduler.get_last_lr()[0]
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    scheduler.step()
+                    rows.append(dict(step=len(rows), epoch=epoch, loss=float(loss), lr=lr, grad_norm=float(grad_norm),
+                                     seconds=time.perf_counter() - start))
+                    bar.set_postfix(loss=f"{rows[-1]['loss']:.2f}", refresh=False)
+                    bar.update()
+    return pd.DataFrame(rows, columns=["step", "epoch", "loss", "lr", "grad_norm", "seconds"])
+
+
+def _epoch_batches(ids: list[str], lengths: list[int], size: int, generator: torch.Generator | None) -> list[list[int]]:
+    """Batches of one conversation's questions, of near-equal length, in random order (in order without a generator).
+
+    Within a conversation questions are shuffled, sorted by length within pools of eight batches, and cut.
+    """
+    batches = []
+    for id in dict.fromkeys(ids):
+        mine = [i for i, other in enumerate(ids) if other == id]
+        if generator is not None:
+            mine = [mine[j] for j in torch.randperm(len(mine), generator=generator)]
+        for pool in (mine[a : a + 8 * size] for a in range(0, len(mine), 8 * size)):
+            pool.sort(key=lengths.__getitem__)
+            batches += [pool[a : a + size] for a in range(0, len(pool), size)]
+    if generator is not None:
+        batches = [batches[j] for j in torch.randperm(len(batches), generator=generator)]
+    return batches
+
+
+def _schedule(step: int, warmup: int, total: int) -> float:
+    """The learning rate's factor at ``step`` (from 0): linear over the warm-up, then half a cosine down to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))

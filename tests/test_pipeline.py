@@ -1,0 +1,212 @@
+"""The pipeline's promises: exactly what was asked for runs, once; failures are named; nothing is lost by a kill.
+
+Most tests put a stand-in for the experiment's notebook into the real Snakefile, so that they test the engine in
+seconds; the last one runs the real smoke preset from end to end.
+"""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from pdmem_lib.experiment import PRESETS
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+SMALL = {"preset": "smoke", "backbone": "tiny-gpt2", "data": "synthetic", "capacities": "1", "seeds": "42"}
+RUN = """
+import json, os, pathlib, time
+time.sleep(float(os.environ.get("STUB_SECONDS", 0)))
+if method == os.environ.get("STUB_FAILS"): raise ValueError(f"{method} was told to fail")
+folder = pathlib.Path(output_dir)
+folder.mkdir(parents=True, exist_ok=True)
+for name in ("per_question.parquet", "forgetting.csv", "knowledge.csv", "summary.csv", "history.csv"):
+    (folder / name).write_text("")
+(folder / "record.json").write_text(json.dumps({"method": method, "capacity": capacity, "seed": seed}))
+"""
+REPORT = """
+import pathlib
+runs = sorted(path.parent.name for path in pathlib.Path(runs_dir).glob("*/record.json"))
+pathlib.Path(figures_dir).mkdir(parents=True, exist_ok=True)
+(pathlib.Path(figures_dir) / "summary.csv").write_text("\\n".join(["run", *runs]))
+"""
+
+
+def notebook(path, parameters, code):
+    literals = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    cells = [nbformat.v4.new_code_cell(literals, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(code)]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty folder to run the pipeline in, with the stand-ins; the user's caches stay untouched."""
+    same = {"backbone": "", "data": "", "preset": ""}
+    notebook(tmp_path / "run.ipynb", same | {"method": "", "capacity": 0, "seed": 0, "output_dir": ""}, RUN)
+    notebook(tmp_path / "report.ipynb", same | {"runs_dir": "", "figures_dir": ""}, REPORT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PDMEM_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def snakemake(*options, **settings):
+    settings = {"template": "run.ipynb", "report": "report.ipynb"} | SMALL | settings
+    config = [f"{key}={value}" for key, value in settings.items()]
+    command = [sys.executable, "-m", "snakemake", "-s", str(NOTEBOOKS / "Snakefile"), "--cores", "2", *options]
+    return subprocess.run([*command, "--config", *config], capture_output=True, text=True, timeout=300)
+
+
+def planned(**settings):
+    """The runs that a dry run lists, as (method, capacity, seed)."""
+    result = snakemake("--dry-run", **settings)
+    assert result.returncode == 0, result.stderr
+    found = re.findall(r"wildcards: method=(\w+), capacity=(\d+), seed=(\d+)", result.stdout + result.stderr)
+    assert len(found) == len(set(found))
+    return {(method, int(capacity), int(seed)) for method, capacity, seed in found}
+
+
+def reproduce(**settings):
+    settings = {"template": "run.ipynb", "report": "report.ipynb"} | SMALL | settings
+    options = [f"--{key}={value}" for key, value in settings.items() if value is not None]
+    return [sys.executable, str(NOTEBOOKS / "reproduce.py"), "--cores=2", *options]
+
+
+def finish(command):
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+def records(folder="data/runs"):
+    return {path.parent.name: path.stat().st_mtime_ns for path in Path(folder).glob("*/*/record.json")}
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_dry_run_lists_exactly_the_runs_of_the_preset_or_those_asked_for(workplace):
+    for name, preset in PRESETS.items():
+        grid = itertools.product(preset.methods, preset.capacities, preset.seeds)
+        wanted = {(method, capacity if method != "baseline" else 1, seed) for method, capacity, seed in grid}
+        assert planned(preset=name, capacities="", seeds="") == wanted
+    chosen = planned(methods="baseline,M.6,gated", capacities="1,10", seeds="7,8")
+    assert chosen == {(m, c, s) for m in ("slot", "gated") for c in (1, 10) for s in (7, 8)} | {
+        ("baseline", 1, 7), ("baseline", 1, 8)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "known"),
+    [
+        ("methods", "slot,oracle", "kv_extension"),
+        ("capacities", "2", "10"),
+        ("preset", "huge", "smoke"),
+        ("typo", 1, "seeds"),
+    ],
+)
+def test_unknown_settings_are_refused_with_the_known_ones(workplace, key, value, known):
+    result = snakemake("--dry-run", **{key: value})
+    assert result.returncode != 0
+    message = next(line for line in (result.stdout + result.stderr).splitlines() if line.startswith("Unknown"))
+    assert known in message
+
+
+@pytest.mark.slow
+def test_a_failed_run_stops_no_other_and_is_named_and_only_it_runs_again(workplace, monkeypatch):
+    command = reproduce(methods="slot,gated,M.1")
+    monkeypatch.setenv("STUB_FAILS", "gated")
+    failed = finish(command)
+    assert failed.returncode == 1
+    assert failed.stdout.splitlines()[0].startswith("data: synthetic")
+    assert "failed: gated-1x-seed42: ValueError: gated was told to fail" in failed.stderr.splitlines()[-2:]
+    first = records()
+    assert set(first) == {"slot-1x-seed42", "prefix-1x-seed42"}
+    [table] = Path("figures").glob("*/summary.csv")
+    assert set(table.read_text().split()[1:]) == set(first)  # the report is made of what there is
+
+    monkeypatch.delenv("STUB_FAILS")
+    mended = finish(command)
+    assert mended.returncode == 0, mended.stderr
+    second = records()
+    assert {name: second[name] for name in first} == first
+    assert set(second) - set(first) == {"gated-1x-seed42"}
+    assert set(table.read_text().split()[1:]) == set(second)
+
+    again = finish(command)
+    assert again.returncode == 0
+    assert records() == second
+    assert "gated-1x-seed42" in again.stdout  # the table is printed though nothing had to run
+    assert "finished" not in again.stdout
+
+
+def test_what_makes_a_finished_run_start_again(workplace):
+    assert snakemake(methods="slot").returncode == 0
+    template = nbformat.read("run.ipynb", as_version=4)
+    template.cells[1].outputs = [nbformat.v4.new_output("stream", text="saved with outputs")]
+    nbformat.write(template, "run.ipynb")
+    assert planned(methods="slot") == set()
+    template.cells[1].source += "\nchanged = True"
+    nbformat.write(template, "run.ipynb")
+    assert planned(methods="slot") == {("slot", 1, 42)}
+
+
+@pytest.mark.slow
+def test_killed_without_warning_it_goes_on_where_it_stopped(workplace, monkeypatch):
+    command = reproduce(methods="slot,gated,M.1")
+    monkeypatch.setenv("STUB_SECONDS", "3")
+    said = workplace / "said.txt"
+    with said.open("w") as stdout:
+        process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.DEVNULL)
+    wait_for(lambda: " finished after" in said.read_text())
+    other = finish(command)
+    assert other.returncode == 1
+    assert "Another pipeline is at work" in other.stderr
+    orphans = psutil.Process(process.pid).children(recursive=True)
+    assert orphans
+    done = re.findall(r"run \d of 3: (\S+) finished", said.read_text())
+    process.kill()  # SIGKILL: Snakemake, papermill and kernels stay behind and go on writing
+    process.wait()
+
+    before = {name: made for name, made in records().items() if name in done}
+    resumed = finish(command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert not [orphan for orphan in orphans if orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE]
+    after = records()
+    assert set(after) == {"slot-1x-seed42", "gated-1x-seed42", "prefix-1x-seed42"}
+    assert before
+    assert {name: after[name] for name in before} == before
+
+
+def test_names_from_outside_never_reach_a_path(workplace):
+    folder = workplace / "models" / "my model; rm -rf"
+    folder.mkdir(parents=True)  # enough for a plan
+    result = snakemake("--dry-run", methods="slot", backbone=str(folder), runs=str(workplace / "runs"))
+    paths = re.findall(r"output: (\S+record\.json)", result.stdout + result.stderr)
+    assert len(paths) == 1, result.stderr
+    grid = Path(paths[0]).relative_to(workplace / "runs").parts[0]
+    assert re.fullmatch(r"smoke-my-model-rm--rf-[0-9a-f]{6}-synthetic", grid)
+
+
+@pytest.mark.slow
+def test_smoke_preset_from_end_to_end(workplace):
+    begin = time.monotonic()
+    result = finish(reproduce(preset="smoke", template=None, report=None, capacities=None, seeds=None))
+    assert result.returncode == 0, result.stderr
+    preset = PRESETS["smoke"]
+    assert len(records()) == len(preset.methods) * len(preset.capacities) * len(preset.seeds)
+    for path in Path("data/runs").glob("*/*/record.json"):
+        record = json.loads(path.read_text())
+        assert path.parent.name == f"{record['method']}-{record['capacity']}x-seed{record['seed']}"
+        assert record["backbone"] == "tiny-gpt2"
+        assert record["data"] == "synthetic"
+    assert any(Path("figures").glob("*/*.html"))
+    assert time.monotonic() - begin < 600  # under 180 s on two free cores; here others may be at work beside it
