@@ -54,9 +54,9 @@ def main():
 
 def pipeline(asked):
     settings = {key: value for key, value in vars(asked).items() if value and key != "cores"}
-    found = resolve(asked.backbone or "auto", asked.data or "auto")
+    found = resolve(asked)
     settings |= {"backbone": found["backbone"], "data": found["data"]}
-    print(f"data: {found['data']} · backbone: {found['backbone']} · because {'; '.join(found['why'])}", flush=True)
+    print(" · ".join(found["why"]), flush=True)
 
     memory = psutil.virtual_memory().total // 3_000_000_000  # a run of the quick preset stays under 3 GB
     cores = asked.cores or max(1, min(os.cpu_count(), memory))
@@ -79,8 +79,10 @@ def pipeline(asked):
     return code
 
 
-def resolve(backbone, data):
-    command = [sys.executable, "-m", "pdmem_lib", "resolve", "--backbone", backbone, "--data", data]
+def resolve(asked):
+    """What "auto" stands for on this machine, once, so that one pipeline never changes its mind half-way."""
+    given = [f"--{key}={vars(asked)[key]}" for key in ("backbone", "data", "preset") if vars(asked)[key]]
+    command = [sys.executable, "-m", "pdmem_lib", "resolve", *given]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if answer.returncode:
         sys.exit(answer.returncode)  # its error is on the screen

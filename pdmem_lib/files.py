@@ -1,5 +1,6 @@
 """Files that are whole or not there: everything is written beside its place and moved onto it in one step."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 
 
 def cache_folder(*parts: str) -> Path:
@@ -40,8 +42,9 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
             except OSError:
                 if not target.is_dir():  # else another writer was first with the same content
                     raise
-    except OSError as error:
-        raise OSError(error.errno, f"could not write {target}: {error.strerror or error}; free some space or choose "
-                      "another folder (PDMEM_CACHE sets the cache's)") from error
+    except (OSError, SafetensorError) as error:  # safetensors wraps the system's error in its own type
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(getattr(error, "errno", None) or errno.EIO, f"could not write {target}: {reason}; free some space "
+                      "or choose another folder (PDMEM_CACHE sets the cache's)") from error
     finally:
         shutil.rmtree(workshop, ignore_errors=True)

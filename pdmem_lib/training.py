@@ -87,7 +87,7 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], **settings)
                     optimizer.step()
                     optimizer.zero_grad()
                     scheduler.step()
-                    rows.append(dict(step=len(rows), epoch=epoch, loss=float(loss), lr=lr, grad_norm=float(grad_norm),
+                    rows.append(dict(step=len(rows), epoch=epoch, loss=loss.item(), lr=lr, grad_norm=float(grad_norm),
                                      seconds=time.perf_counter() - start))
                     bar.set_postfix(loss=f"{rows[-1]['loss']:.2f}", refresh=False)
                     bar.update()

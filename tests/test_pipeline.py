@@ -26,7 +26,7 @@ time.sleep(float(os.environ.get("STUB_SECONDS", 0)))
 if method == os.environ.get("STUB_FAILS"): raise ValueError(f"{method} was told to fail")
 folder = pathlib.Path(output_dir)
 folder.mkdir(parents=True, exist_ok=True)
-for name in ("per_question.parquet", "forgetting.csv", "knowledge.csv", "summary.csv", "history.csv"):
+for name in ["per_question.parquet", *(f"{t}.csv" for t in "forgetting knowledge categories summary history".split())]:
     (folder / name).write_text("")
 (folder / "record.json").write_text(json.dumps({"method": method, "capacity": capacity, "seed": seed}))
 """
@@ -126,7 +126,7 @@ def test_a_failed_run_stops_no_other_and_is_named_and_only_it_runs_again(workpla
     monkeypatch.setenv("STUB_FAILS", "gated")
     failed = finish(command)
     assert failed.returncode == 1
-    assert failed.stdout.splitlines()[0].startswith("data: synthetic")
+    assert re.match("data synthetic.*backbone tiny-gpt2", failed.stdout)  # the very first line
     assert "failed: gated-1x-seed42: ValueError: gated was told to fail" in failed.stderr.splitlines()[-2:]
     first = records()
     assert set(first) == {"slot-1x-seed42", "prefix-1x-seed42"}

@@ -1,0 +1,52 @@
+"""What the tests share: tiny backbones of both families, a factory of memory models, a cache folder of their own.
+
+The shape annotations of the tensor code are checked at run time here, and only here: the hook must come first.
+``PDMEM_TEST_BACKBONE=smollm2-135m pytest tests/test_methods.py`` runs the same tests on real weights.
+"""
+
+import os
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["pdmem_lib.write", "pdmem_lib.seam", "pdmem_lib.states"], "beartype.beartype")
+
+import pytest  # noqa: E402
+
+import pdmem_lib as pdmem  # noqa: E402
+
+REAL = os.environ.get("PDMEM_TEST_BACKBONE")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """An empty cache folder for the session, so that no test reads or fills the user's (real weights stay in it)."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not REAL:
+            patch.setenv("PDMEM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", params=[REAL] if REAL else ["tiny-gpt2", "tiny-llama"])
+def tiny(request):
+    """A backbone, shared by all tests: they must leave it as it is."""
+    return pdmem.load_backbone(request.param)
+
+
+@pytest.fixture(scope="session")
+def plain(tiny):
+    """The same weights in a transformers model that our code never touched, on transformers' own attention."""
+    from transformers import AutoModelForCausalLM
+
+    config = type(tiny.config).from_dict(tiny.config.to_dict())
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(tiny.device)
+    model.load_state_dict(tiny.model.state_dict())
+    assert model.config._attn_implementation == "sdpa"
+    return model.requires_grad_(False).eval()
+
+
+@pytest.fixture
+def model(tiny):
+    """``model(method, capacity, seed, **overrides)`` on the backbone ``tiny``."""
+    def build(method="slot", capacity=1, seed=42, **overrides):
+        return pdmem.MemoryModel(tiny, method, capacity, seed, **overrides)
+    return build
