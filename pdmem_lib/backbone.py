@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from . import seam
 from .files import atomic_path, cache_folder
@@ -139,14 +140,16 @@ class Backbone:
     def _bf16_weights(self) -> dict[torch.nn.Module, torch.nn.Parameter]:
         from transformers.pytorch_utils import Conv1D
 
+        self.fingerprint  # noqa: B018 - taken of the float32 weights, before any copy stands in their place
         return {module: torch.nn.Parameter(module.weight.to(torch.bfloat16), requires_grad=False)
                 for module in self.model.modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str], autocast: bool | str = False, batch_tokens: int = 1024) -> list[Tensor]:
+    def encode(self, texts: Sequence[str], autocast: bool | str = False, batch_tokens: int = 1024,
+               progress: bool = True) -> list[Tensor]:
         """Final hidden states H_t (T_i, d) of each text, float32, after the last norm, no memory, no padding [A, D].
 
-        Runs length-sorted batches of about ``batch_tokens`` tokens. A text longer than the context window is split
+        Runs length-sorted batches of about ``batch_tokens`` tokens; a bar shows after three seconds. A text longer than the context window is split
         into windows that are encoded one by one and joined, and said in a warning. An empty text is a ValueError.
         """
         windows: list[tuple[int, list[int]]] = []
@@ -161,13 +164,16 @@ class Backbone:
         if split:
             log.warning("%d of %d texts are longer than the context of %d tokens and were encoded in windows",
                         split, len(texts), self.max_tokens)
-        states: list[list[Tensor]] = [[] for _ in windows]
-        for batch in length_sorted_batches([len(ids) for _, ids in windows], batch_tokens):
-            input_ids, _ = self.pad([windows[j][1] for j in batch], side="right")
-            with seam.inject(self.model, None), self.autocast(autocast):
-                hidden = self.model.base_model(input_ids, use_cache=False).last_hidden_state  # (B, T, d)
-            for row, j in enumerate(batch):
-                states[j] = hidden[row, : len(windows[j][1])].float()
+        states: list[Tensor] = [torch.empty(0)] * len(windows)
+        lengths = [len(ids) for _, ids in windows]
+        with slow_bar("encode", sum(lengths), "token", progress) as bar:
+            for batch in length_sorted_batches(lengths, batch_tokens):
+                input_ids, _ = self.pad([windows[j][1] for j in batch], side="right")
+                with seam.inject(self.model, None), self.autocast(autocast):
+                    hidden = self.model.base_model(input_ids, use_cache=False).last_hidden_state  # (B, T, d)
+                for row, j in enumerate(batch):
+                    states[j] = hidden[row, : lengths[j]].float()
+                bar.update(sum(lengths[j] for j in batch))
         joined: list[list[Tensor]] = [[] for _ in texts]
         for (i, _), piece in zip(windows, states, strict=True):
             joined[i].append(piece)
@@ -195,6 +201,11 @@ def length_sorted_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator
         batch.append(i)
     if batch:
         yield batch
+
+
+def slow_bar(what: str, total: int, unit: str, show: bool) -> tqdm:
+    """A progress bar that appears only where the work takes more than three seconds."""
+    return tqdm(total=total, desc=what, unit=unit, disable=not show, delay=3.0, mininterval=1.0, leave=False)
 
 
 def use_bf16(enabled: bool | str, device: torch.device) -> bool:

@@ -23,8 +23,10 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from pdmem_lib.files import atomic_path
-from pdmem_lib.metrics import LAG_BUCKETS
+from .files import atomic_path
+from .locomo import CATEGORIES
+from .methods import REGISTRY
+from .metrics import LAG_BUCKETS
 
 WIDTH = 1280
 FONT = 16  # the smallest size anywhere: read from the back of a room
@@ -47,18 +49,17 @@ class Fill(NamedTuple):
     hatch: str
 
 
-LOOKS = {  # the palette of Okabe and Ito, safe for the colour-blind
-    "prefix": Look("M.1 Prefix", "#0072B2", "circle"),
-    "cross_attention": Look("M.2 Cross-attention", "#D55E00", "square"),
-    "kv_extension": Look("M.3 KV extension", "#009E73", "diamond"),
-    "hebbian": Look("M.4 Hebbian", "#CC79A7", "triangle-up"),
-    "gated": Look("M.5 Gated branch", "#E69F00", "triangle-down"),
-    "slot": Look("M.6 Slots", "#56B4E9", "star"),
-    "baseline": Look("Stateless baseline", "#000000", "x"),
+_COLOURS = {  # the palette of Okabe and Ito, safe for the colour-blind, and markers that differ in shape
+    "prefix": ("#0072B2", "circle"),
+    "cross_attention": ("#D55E00", "square"),
+    "kv_extension": ("#009E73", "diamond"),
+    "hebbian": ("#CC79A7", "triangle-up"),
+    "gated": ("#E69F00", "triangle-down"),
+    "slot": ("#56B4E9", "star"),
+    "baseline": ("#000000", "x"),
 }
 FILLS = {1: Fill("solid", "", ""), 10: Fill("dash", "-open", "/")}
 _SEED = dict(color="white", size=9, line=dict(color=INK, width=2))
-CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
 MEMORIES = {  # column: (name, marker)
     "logp_own": ("own memory", "circle"),
     "logp_other": ("another conversation's", "circle"),
@@ -68,8 +69,10 @@ MEMORIES = {  # column: (name, marker)
 
 
 def look_of(method: str) -> Look:
-    """A method's look; one that the study does not know, such as a reader's own, gets its name, grey and a hexagon."""
-    return LOOKS.get(method, Look(_text(method), "#6B6B6B", "hexagon"))
+    """A method's look: its name is its class's; one that has no colour here, such as a reader's own, gets a grey hexagon."""
+    known = REGISTRY.get(method)
+    label = _text(method) if known is None else _text(f"{known.alias} {known.title}".removeprefix("baseline "))
+    return Look(label, *_COLOURS.get(method, ("#6B6B6B", "hexagon")))
 
 
 def fill_of(capacity: Real) -> Fill:
@@ -306,7 +309,7 @@ def _require(table: pd.DataFrame, *columns: str) -> None:
 def _ordered(table: pd.DataFrame) -> list[str]:
     """The methods of a table: the study's in its order, then any others as they come."""
     present = list(dict.fromkeys(table["method"]))
-    return [method for method in LOOKS if method in present] + [method for method in present if method not in LOOKS]
+    return [method for method in REGISTRY if method in present] + [method for method in present if method not in REGISTRY]
 
 
 def _groups(table: pd.DataFrame, *keys: str) -> Iterator[tuple[tuple, pd.DataFrame]]:

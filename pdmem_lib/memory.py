@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import methods, seam
-from .backbone import Backbone, load_backbone
+from .backbone import Backbone, load_backbone, slow_bar
 from .files import atomic_path
 from .methods import Inputs, MemorySettings, State
 
@@ -213,19 +213,19 @@ class MemoryModel:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         answers = [""] * len(rows)
         shared = None if memory == "off" or self.adapter.needs_inputs else self.injection(memory)
-        for batch in (order[a : a + batch_size] for a in range(0, len(order), batch_size)):
-            ids, mask = self.backbone.pad([rows[i] for i in batch], side="left")
-            injection = shared
-            if memory != "off" and self.adapter.needs_inputs:
-                injection = self.injection(memory, self._frozen_inputs(ids, mask, mask))
-            with seam.inject(model, injection):
-                output = model.generate(ids, attention_mask=mask, generation_config=config,
-                                        stopping_criteria=[self._line_is_complete(start=ids.shape[1])])
-            for i, text in zip(batch, tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True),
-                               strict=True):
-                answers[i] = text.strip().split("\n")[0].strip()
-            if on_batch:
-                on_batch(len(batch))
+        with slow_bar("answer", len(rows), "question", show=on_batch is None) as bar:
+            for batch in (order[a : a + batch_size] for a in range(0, len(order), batch_size)):
+                ids, mask = self.backbone.pad([rows[i] for i in batch], side="left")
+                injection = shared
+                if memory != "off" and self.adapter.needs_inputs:
+                    injection = self.injection(memory, self._frozen_inputs(ids, mask, mask))
+                with seam.inject(model, injection):
+                    output = model.generate(ids, attention_mask=mask, generation_config=config,
+                                            stopping_criteria=[self._line_is_complete(start=ids.shape[1])])
+                texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+                for i, text in zip(batch, texts, strict=True):
+                    answers[i] = text.strip().split("\n")[0].strip()
+                (on_batch or bar.update)(len(batch))
         return answers
 
     def _line_is_complete(self, start: int):

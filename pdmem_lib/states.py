@@ -65,7 +65,7 @@ def turn_states(backbone: Backbone, conversation: Conversation, autocast: bool |
         pass
     except (SafetensorError, ValueError, OSError) as error:
         log.warning("%s is damaged (%s) and is made again", file, error)
-    states = backbone.encode(texts, autocast=autocast)
+    states = backbone.encode(texts, autocast=autocast, progress=False)
     ends = torch.tensor([len(H) for H in states]).cumsum(0)
     with atomic_path(file) as partial:
         save_file({"states": torch.cat(states).cpu().to(torch.bfloat16 if bf16 else torch.float32), "ends": ends}, partial)

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("plotly", reason="the figures come with the notebooks extra")
 
-from pdmem_lib import figures, metrics  # noqa: E402
+from pdmem_lib import REGISTRY, figures, metrics  # noqa: E402
 
 SUBTITLE = "SmolLM2-135M-Instruct · preset cpu · seeds 42, 43"
 STRANGER = "my <b>own</b> & method"
@@ -93,7 +93,7 @@ def test_axes_name_their_units(name, runs):
 
 
 def test_methods_are_told_apart_by_colour_and_by_marker():
-    looks = [figures.look_of(method) for method in (*figures.LOOKS, "other")]
+    looks = [figures.look_of(method) for method in (*REGISTRY, "other")]
     assert len({look.colour for look in looks}) == len({look.symbol for look in looks}) == len(looks) == 8
     assert len({(fill.dash, fill.marker, fill.hatch) for fill in map(figures.fill_of, (1, 10, 3))}) == 3
     assert figures.look_of("slot").label == "M.6 Slots"
