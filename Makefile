@@ -43,7 +43,7 @@ setup: $(READY) ## make the environment (the others do it by themselves)
 PIP := $(RUN) -m pip install --disable-pip-version-check --progress-bar off
 COMMA := ,
 # One line that moves while pip works, in place of its two hundred.
-COUNTED = awk 'BEGIN { printf "  $(1)" } /^ *(Collecting|Processing|Requirement) / { printf "\r  $(1): %d packages", ++n } \
+COUNTED = awk 'BEGIN { printf "  $(1)" } /^ *(Collecting|Processing|Requirement) / { printf "\r  $(1) · packages: %d", ++n } \
 	/^ *Installing collected/ { printf ", installing" } { fflush() } END { print "" }' >&2
 
 # Set-up speaks on stderr, so that the first line of a result is about the result.

@@ -56,7 +56,7 @@ class Preset:
 PRESETS = {
     "smoke": Preset(
         "every path once: tiny random model, synthetic data, six methods at both capacities, under 3 minutes",
-        methods=(*METHODS, "baseline"), capacities=(1, 10), seeds=(42,), synthetic=(3, 3),
+        methods=(*METHODS, "baseline"), capacities=(1, 10), seeds=(42,), synthetic=(5, 2),
         train=dict(epochs=1, max_questions=48, lr=1e-3, warmup_steps=2),
         evaluate=dict(questions_per_bucket=4, knowledge_points=2, max_new_tokens=8),
         backbone="tiny-gpt2", data="synthetic"),

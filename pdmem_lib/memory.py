@@ -39,7 +39,7 @@ class MemoryModel:
 
     def __init__(self, backbone: Backbone, method: str = "slot", capacity: int = 1, seed: int = 42, **overrides):
         self.backbone = backbone
-        self.settings = MemorySettings(method=method, capacity=capacity, seed=seed, **overrides)
+        self.settings = MemorySettings.from_mapping(dict(method=method, capacity=capacity, seed=seed, **overrides))
         self.adapter = methods.build(backbone, self.settings)  # an nn.Module: trained parameters, fixed maps
         self.reset()
 
@@ -264,15 +264,15 @@ class MemoryModel:
                 raise FileNotFoundError(f"{folder} holds no {file}: give a folder written by save_pretrained")
         try:
             config = json.loads((folder / "config.json").read_text())
-            schema, settings = config["schema"], MemorySettings(**config["settings"])
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            schema, name, fingerprint = int(config["schema"]), str(config["backbone"]), str(config["backbone_fingerprint"])
+            settings = MemorySettings.from_mapping(config["settings"]) if schema <= SCHEMA else None
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder / 'config.json'} is damaged ({error}): save the adapter again") from error
         if schema > SCHEMA:
             raise ValueError(f"{folder} has schema {schema}, this version reads up to {SCHEMA}: update pdmem")
-        backbone = backbone or load_backbone(config["backbone"])
-        if backbone.fingerprint != config["backbone_fingerprint"]:
-            raise ValueError(f"{folder} was trained on {config['backbone']} (fingerprint "
-                             f"{config['backbone_fingerprint'][:12]}), not on this {backbone.name} "
+        backbone = backbone or load_backbone(name)
+        if backbone.fingerprint != fingerprint:
+            raise ValueError(f"{folder} was trained on {name} (fingerprint {fingerprint[:12]}), not on this {backbone.name} "
                              f"({backbone.fingerprint[:12]}): load it with its own backbone")
         model = cls(backbone, **asdict(settings))
         try:
@@ -302,8 +302,8 @@ class MemoryModel:
             with safe_open(file, framework="pt") as opened:
                 metadata = opened.metadata() or {}
                 state = {name: opened.get_tensor(name) for name in opened.keys()}
-            theirs = json.loads(metadata["settings"])
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            theirs = dict(json.loads(metadata["settings"]))
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{file} is damaged or no state of pdmem ({error}): write it again with save_state") from error
         if metadata.get("backbone_fingerprint") != self.backbone.fingerprint:
             raise ValueError(f"{file} was written with another backbone than {self.backbone.name}: use its own")

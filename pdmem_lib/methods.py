@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from . import write
 from .backbone import Backbone
 from .seam import Branch, Injection, KeyValues
+from .settings import Settings
 
 State = dict[str, Tensor]  # the memory: an explicit value, passed in and returned
 
 
 @dataclass(frozen=True)
-class MemorySettings:
+class MemorySettings(Settings):
     """What defines a memory beside its backbone. ``None`` stands for the capacity's own value [C]."""
 
     method: str = "slot"
@@ -38,6 +39,7 @@ class MemorySettings:
     read_norm: bool = True
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "method", method_name(self.method))
         if self.capacity not in (1, 10):
             raise ValueError(f"unknown capacity {self.capacity!r}: known are 1 and 10; other sizes by num_entries or d_h")
