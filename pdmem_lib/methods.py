@@ -126,6 +126,8 @@ class HebbianMatrix(Method):
 
     The rule divides by ``max(||M||_F, 1)``. With maps of unit scale a turn adds a matrix of norm ~ d_h and that division
     would erase all earlier turns at once; so the maps are scaled for a turn to add a norm of about `WRITE_NORM` [D].
+    For the same reason the random start has norm 0.02 as a whole: N(0, 0.02^2) in each component would have norm
+    0.02 d_h, beyond the bound, and drown the first hundred turns [D].
     """
 
     WRITE_NORM: ClassVar[float] = 0.05
@@ -137,7 +139,7 @@ class HebbianMatrix(Method):
 
     def initial_state(self) -> State:
         d_h = self.settings.d_h
-        return {"M": self.draw("P_0", d_h, d_h, std=0.02).to(self.write_K.device)}
+        return {"M": self.draw("P_0", d_h, d_h, std=0.02 / d_h).to(self.write_K.device)}
 
     def write(self, state: State, H: Tensor) -> State:
         return {"M": write.hebbian(state["M"], H, self.write_K, self.write_V, self.settings.gamma)}

@@ -32,7 +32,7 @@ class TurnStates(Sequence):
         self._file = safe_open(file, framework="pt")
         self._rows = self._file.get_slice("states")  # (sum of T_i, d), mapped: only what is read is loaded
         self._ends = self._file.get_tensor("ends").tolist()
-        if self._ends[-1] != self._rows.get_shape()[0]:
+        if not self._ends or self._ends[-1] != self._rows.get_shape()[0]:
             raise ValueError(f"{file} does not hold what its index says")
 
     def __len__(self) -> int:
