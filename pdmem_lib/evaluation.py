@@ -121,7 +121,7 @@ def evaluate(model: MemoryModel, conversations: Sequence[Conversation], **settin
     stateless = not model.adapter.initial_state()
     others = [] if stateless else [(c.id, o.id) for c in conversations for o in conversations if c.id != o.id]
     counts = {c.id: sum(id == c.id for id, _, _ in asked) for c in conversations}
-    later = [] if stateless else places  # checkpoints that need answers of their own
+    later = [] if stateless else [place for place in places if place[1] is not None]  # these need answers of their own
     total = sum(len(rows) for _, _, rows in later) + sum(counts[id] for id, _ in others) + (
         0 if stateless else 4 * len(asked))
     with tqdm(total=total, desc=f"evaluate {model.method}", unit="answer", disable=not s.progress, mininterval=1.0) as bar:
@@ -135,7 +135,7 @@ def evaluate(model: MemoryModel, conversations: Sequence[Conversation], **settin
             if stateless:
                 table[f"answer_{memory}"], table[f"logp_{memory}"] = table["answer_off"], table["logp_off"]
                 continue
-            jobs = [(rows, final[id]) for id, rows in own.items()] if memory == "own" else [(everyone, "zero")]
+            jobs = [(rows, final[id]) for id, rows in own.items() if rows] if memory == "own" else [(everyone, "zero")]
             for rows, state in jobs:
                 table.loc[rows, f"answer_{memory}"] = ask.answers(rows, state)
                 table.loc[rows, f"logp_{memory}"] = ask.log_probs(rows, state)
@@ -184,6 +184,8 @@ def frozen_answers(backbone: Backbone, questions: Sequence[Question],
     file = cache_folder("frozen") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     try:
         known = json.loads(file.read_text())
+        if not len(known["answers"]) == len(known["logp"]) == len(questions):
+            raise ValueError("it holds another number of answers")
         return known["answers"], known["logp"]
     except FileNotFoundError:
         pass
