@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -118,33 +118,9 @@ class Backbone:
                                   past_key_values=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    @contextmanager
-    def autocast(self, enabled: bool | str = "auto") -> Iterator[None]:
-        """bf16 autocast: "auto" where the processor computes in bf16; True and False force it.
-
-        Autocast would cast every frozen weight again at each forward pass. Inside the block the projections hold bf16
-        copies instead, made once: the same numbers, without the casts. Norms and embeddings stay float32.
-        """
-        if not use_bf16(enabled, self.device):
-            yield
-            return
-        originals = [(module, module.weight) for module in self._bf16_weights]
-        try:
-            for module, weight in self._bf16_weights.items():
-                module.weight = weight
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                yield
-        finally:
-            for module, weight in originals:
-                module.weight = weight
-
-    @cached_property
-    def _bf16_weights(self) -> dict[torch.nn.Module, torch.nn.Parameter]:
-        from transformers.pytorch_utils import Conv1D
-
-        self.fingerprint  # noqa: B018 - taken of the float32 weights, before any copy stands in their place
-        return {module: torch.nn.Parameter(module.weight.to(torch.bfloat16), requires_grad=False)
-                for module in self.model.modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
+    def autocast(self, enabled: bool | str = "auto") -> torch.autocast:
+        """bf16 autocast: "auto" where the processor computes in bf16; True and False force it."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=use_bf16(enabled, self.device))
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], autocast: bool | str = False, batch_tokens: int = 1024,

@@ -49,6 +49,7 @@ class Preset:
     train: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Mapping[str, Any] = field(default_factory=dict)
     synthetic: tuple[int, int] = (10, 24)  # conversations and sessions each, where the data is synthetic
+    train_conversations: int | None = None  # train on the first so many of the training split; None: on all [C]
     backbone: str = "auto"  # what "auto" stands for
     data: str = "auto"
 
@@ -62,9 +63,9 @@ PRESETS = {
         backbone="tiny-gpt2", data="synthetic"),
     "quick": Preset(
         "a pretrained model, six methods and the baseline at 1x, under 15 minutes on 2 cores: a first look, no verdict",
-        methods=(*METHODS, "baseline"), capacities=(1,), seeds=(42,), synthetic=(6, 16),
-        train=dict(epochs=1, max_questions=640, lr=1e-3, warmup_steps=4),
-        evaluate=dict(questions_per_bucket=32, knowledge_points=4)),
+        methods=(*METHODS, "baseline"), capacities=(1,), seeds=(42,), synthetic=(5, 16), train_conversations=2,
+        train=dict(epochs=1, max_questions=256, lr=1e-3, warmup_steps=2),
+        evaluate=dict(questions_per_bucket=16, knowledge_points=3)),
     "full": Preset(
         "METHOD.md's protocol: six methods and the baseline, 1x and 10x, three seeds, every question",
         methods=(*METHODS, "baseline"), capacities=(1, 10), seeds=(42, 43, 44)),
@@ -142,7 +143,10 @@ class Data:
 
 
 def load_data(name: str = "auto", preset: str = "quick") -> Data:
-    """LoCoMo, the preset's synthetic conversations, or a file in LoCoMo's format, split into train and test."""
+    """LoCoMo, the preset's synthetic conversations, or a file in LoCoMo's format, split into train and test.
+
+    The checksum is that of all conversations, whatever part of the training split the preset uses.
+    """
     name, _ = resolve_data(name, preset)
     if name == "locomo":
         conversations = locomo.load_locomo()
@@ -151,6 +155,7 @@ def load_data(name: str = "auto", preset: str = "quick") -> Data:
     else:
         conversations = locomo.load_locomo(name)
     train, test = locomo.split(conversations)
+    train = train[: PRESETS[preset].train_conversations]
     return Data(name, train, test, locomo.data_sha256(conversations))
 
 
@@ -235,7 +240,9 @@ def run_record(experiment: Experiment, model: MemoryModel, data: Data, seconds: 
         "capacity": experiment.capacity,
         "seed": experiment.seed,
         "settings": {"memory": asdict(experiment.memory_settings), "train": asdict(experiment.train_settings),
-                     "evaluate": asdict(experiment.evaluate_settings)},
+                     "evaluate": asdict(experiment.evaluate_settings),
+                     "train_conversations": [c.id for c in data.train],
+                     "test_conversations": [c.id for c in data.test]},
         "trainable_parameters": model.num_trainable,
         "versions": {"pdmem": version("pdmem"), "python": platform.python_version(),
                      **{name: version(name) for name in RECORDED_PACKAGES}},

@@ -394,4 +394,4 @@ def _span(counts: pd.Series) -> str:
 
 
 def _signed(value: float) -> str:
-    return "n/a" if np.isnan(value) else f"{value:+.2f}".replace("-", "−")
+    return "n/a" if np.isnan(value) else f"{value:+.3f}".replace("-", "−")

@@ -158,9 +158,9 @@ def test_knowledge_curves_have_a_panel_a_capacity_and_each_method_once_in_the_le
 
 def test_log_probabilities_state_own_minus_other(runs):
     figure = draw("log_probability_bars", runs)
-    # own - other = 0.5 - level / 10; slot levels 2.6 and 3.5 as above: +0.24, +0.15
+    # own - other = 0.5 - level / 10; slot levels 2.6 and 3.5 as above: +0.240, +0.150
     notes = [note.text for note in figure.layout.annotations]
-    assert notes[:2] == ["+0.24", "+0.15"] and notes[-1] == "<b>own − other</b>"
+    assert notes[:2] == ["+0.240", "+0.150"] and notes[-1] == "<b>own − other</b>"
     assert list(figure.layout.yaxis.ticktext)[:2] == ["M.6 Slots, 1×", "M.6 Slots, 10×"]
     assert {trace.name for trace in figure.data if trace.name} == {name for name, _ in figures.MEMORIES.values()}
     assert "nats" in figure.layout.xaxis.title.text
@@ -170,7 +170,7 @@ def test_log_probabilities_show_a_loss_with_a_minus_sign_and_say_what_was_not_me
     table = pd.DataFrame(dict(method=["slot", "gated"], capacity=1, logp_own=[-3.2, -3.0], logp_other=[-3.1, np.nan],
                               logp_zero=-4.0, logp_off=-4.3))
     notes = [note.text for note in figures.log_probability_bars(table, SUBTITLE).layout.annotations]
-    assert notes[:2] == ["n/a", "−0.10"]  # gated comes before slot
+    assert notes[:2] == ["n/a", "−0.100"]  # gated comes before slot
 
 
 def test_category_heatmap_names_categories(runs):

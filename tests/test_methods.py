@@ -22,7 +22,6 @@ TURNS = ["Ada: I adopted a cat.", "Bob: Oh!", "Ada: We named her Pixel, after a 
 QUESTIONS = ["What did Ada adopt?", "Who?", "What is the name of the cat that Ada adopted after the meeting?", "Is Bob glad?",
              "Where does Ada live now?"]
 ANSWERS = ["a cat", "Ada", "Pixel", "yes, he is quite glad", "Bergen"]
-OTHER_QUESTIONS = [f"What did {name} say about {thing}?" for name in ("Ada", "Bob", "Cleo") for thing in ("it", "the weather")]
 
 
 def steps(model, n, lr=1e-2):
@@ -282,15 +281,14 @@ def test_answers_do_not_depend_on_batch_or_order(model, method):
     m = model(method)
     steps(m, 3)
     loud(m, scale=0.13)  # louder, a random model says one token only
-    asked = QUESTIONS + OTHER_QUESTIONS[:3]
+    asked = [*QUESTIONS, *ANSWERS[:1]]
     batch = m.answer(asked, max_new_tokens=6)
     if m.state:
         assert batch != m.answer(asked, max_new_tokens=6, memory="off")
         assert len(set(batch)) > 1
     assert [m.answer([q], max_new_tokens=6)[0] for q in asked] == batch
-    assert m.answer(asked, max_new_tokens=6, batch_size=3) == batch
     order = random.Random(0).sample(range(len(asked)), len(asked))
-    assert m.answer([asked[i] for i in order], max_new_tokens=6) == [batch[i] for i in order]
+    assert m.answer([asked[i] for i in order], max_new_tokens=6, batch_size=4) == [batch[i] for i in order]
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -347,15 +345,15 @@ def test_memory_takes_no_positions(tiny, model, method):
         for row, n in zip(positions, lengths if len(positions) > 1 else [positions.shape[1]] * len(positions), strict=True):
             n = min(n, len(row))
             assert row[:n].tolist() == list(range(n))
-    prompts = [len(tiny.token_ids(f"Question: {q}\nShort answer:")) for q in QUESTIONS]
-    prompts.sort()
+    prompts = sorted(len(tiny.token_ids(f"Question: {q}\nShort answer:")) for q in QUESTIONS)
     real = [positions for positions, is_real in seen[scoring:] if is_real]
     whole = [p for p in real if p.shape[1] > 1]
     assert whole
     for positions in whole:  # left padding
-        for row, n in zip(positions, prompts, strict=True):
-            assert row[-n:].tolist() == list(range(n))
-    later = [p.flatten().tolist() for p in real if p.shape[1] == 1]
+        lengths = (positions.max(dim=1).values + 1).tolist()  # in whatever order the rows are asked
+        assert sorted(lengths) == prompts
+        assert all(row[-n:].tolist() == list(range(n)) for row, n in zip(positions, lengths, strict=True))
+    later = [sorted(p.flatten().tolist()) for p in real if p.shape[1] == 1]
     assert later == [[n + step for n in prompts] for step in range(len(later))] and later
     assert all((positions == 0).all() for positions, is_real in seen if not is_real)
 
