@@ -268,8 +268,6 @@ def _from_pretrained(name: str):
     if not looks_local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise FileNotFoundError(f"no backbone folder at {name!r}: give an existing folder, or one of "
                                 f"'auto', 'gpt2', 'smollm2-135m', {', '.join(map(repr, TINY_NAMES))}")
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "10")
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "30")
     options = dict(trust_remote_code=False, local_files_only=looks_local or (not _hub_answers()))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)

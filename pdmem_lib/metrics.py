@@ -6,6 +6,7 @@ and nltk are imported on use, so that importing the library stays fast. [C] mark
 
 from __future__ import annotations
 
+import random
 import re
 import string
 from collections import Counter
@@ -88,8 +89,10 @@ def _stem_f1(prediction: str, gold: str) -> float:
 
 @cache
 def _stemmer():
-    from nltk.stem import PorterStemmer
+    state = random.getstate()
+    from nltk.stem import PorterStemmer  # on its first import it draws from the global generator
 
+    random.setstate(state)
     return PorterStemmer()
 
 
