@@ -94,7 +94,7 @@ def forgetting_curves(table: pd.DataFrame, subtitle: str) -> go.Figure:
         aside = 0.16 * (capacities.index(capacity) - (len(capacities) - 1) / 2)  # so that marks do not hide each other
         _add(figure, panels[method], look, capacity, x=smoothed.index, y=smoothed, mode="lines",
              line=dict(color=look.colour, width=3, dash=fill.dash))
-        _add(figure, panels[method], look, capacity, x=rows["x"] + aside, y=rows["raw"], mode="markers",
+        _add(figure, panels[method], look, capacity, x=rows["x"] + aside, y=rows["raw"], mode="markers", cliponaxis=False,
              marker=dict(color=look.colour, symbol=look.symbol + fill.marker, size=11,
                          line=dict(color=look.colour, width=2)),
              opacity=0.45 if rows["seed"].nunique() > 1 else 1)
@@ -215,7 +215,7 @@ def category_heatmap(table: pd.DataFrame, subtitle: str) -> go.Figure:
         z=values, x=list(range(len(columns))), y=list(range(len(rows))), xgap=2, ygap=2,
         colorscale=["#F7FBFF", "#6BAED6"], zmin=min(0.0, np.nanmin(values)),  # light enough for dark text throughout
         texttemplate="%{z:.1f}", textfont=dict(color=INK, size=FONT),
-        colorbar=dict(title=dict(text="retained<br>memory (%)", font_size=FONT), outlinewidth=0)))
+        colorbar=dict(title=dict(text="retained<br>memory (%)<br> ", font_size=FONT), outlinewidth=0)))
     figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=columns, showgrid=False,
                      title="question category")
     figure.update_yaxes(tickvals=list(range(len(rows))), autorange="reversed", showgrid=False, zeroline=False,
@@ -223,12 +223,13 @@ def category_heatmap(table: pd.DataFrame, subtitle: str) -> go.Figure:
     return _finish(figure, "Retained memory by question category", subtitle, height=260 + 38 * len(rows), left=220)
 
 
-def loss_curves(history: pd.DataFrame, subtitle: str, window: int = 20) -> go.Figure:
+def loss_curves(history: pd.DataFrame, subtitle: str, window: int | None = None) -> go.Figure:
     """Training loss (nats per answer token), a panel a method: each step faint, the mean of ``window`` steps strong.
 
-    Columns method, capacity, seed, step, loss.
+    Columns method, capacity, seed, step, loss. ``window`` None: a quarter of the steps, at most 20.
     """
     _require(history, "method", "capacity", "seed", "step", "loss")
+    window = window or max(1, min(20, history["step"].nunique() // 4))
     figure, panels = _panels(history)
     for (method, capacity), rows in _groups(history, "method", "capacity"):
         look = look_of(method)
