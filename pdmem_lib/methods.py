@@ -9,6 +9,7 @@ carry one gate per head and block, 0 at the start (``read_gate``), which makes t
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -63,7 +64,7 @@ class Inputs:
     valid: Tensor  # (B, T) bool: question tokens, neither padding nor answer
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A memory: ``initial_state``, ``write`` and ``read``. The state is never kept on the module."""
 
     title: ClassVar[str]
@@ -94,14 +95,17 @@ class Method(nn.Module):
         """Entries (..., M, d) at unit root mean square; a zero entry stays zero."""
         return F.rms_norm(entries, entries.shape[-1:], eps=1e-6) if self.settings.read_norm else entries
 
+    @abstractmethod
     def initial_state(self) -> State:
-        raise NotImplementedError
+        """P_0, drawn from the seed."""
 
+    @abstractmethod
     def write(self, state: State, H: Tensor) -> State:
-        raise NotImplementedError
+        """The state after a turn of final hidden states H (T, d); ``state`` itself is left alone."""
 
+    @abstractmethod
     def read(self, state: State, inputs: Inputs | None = None) -> Injection:
-        raise NotImplementedError
+        """What the frozen blocks read of ``state``: a list of `KeyValues`, a block each, a `Branch`, or None."""
 
 
 # ---- write families: what the state is and how a turn changes it ----
@@ -286,8 +290,9 @@ class BranchReader(AttentionCoupledBank):
             read = A @ V.to(A.dtype)
         return read.transpose(1, 2).flatten(2) @ self.read_O  # (B, T, d)
 
+    @abstractmethod
     def combine(self, h: Tensor, c: Tensor, layer: int) -> Tensor:
-        raise NotImplementedError
+        """What block ``layer`` adds to its residual stream h, given the branch's output c; all (B, T, d)."""
 
 
 class CrossAttention(BranchReader):
