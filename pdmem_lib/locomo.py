@@ -20,7 +20,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import cache_folder
+from .files import StorageError, cache_folder
 
 if TYPE_CHECKING:
     import datasets
@@ -160,7 +160,8 @@ def _download() -> Path:
         hash = f"sha256:{LOCOMO_SHA256}"
         return Path(pooch.retrieve(LOCOMO_URL, hash, FILE_NAME, cache_folder(), downloader=downloader))
     except OSError as error:  # the host does not answer, the line breaks, the cache folder cannot be written
-        raise RuntimeError(f"LoCoMo was not downloaded from {LOCOMO_URL} ({type(error).__name__}): {mend}.") from error
+        reason = error if isinstance(error, StorageError) else type(error).__name__
+        raise RuntimeError(f"LoCoMo was not downloaded from {LOCOMO_URL} ({reason}): {mend}.") from error
     except ValueError as error:
         raise ValueError(f"{LOCOMO_URL} sent an altered file, which was thrown away: retry, or {mend}.") from error
 
