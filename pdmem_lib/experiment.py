@@ -40,7 +40,7 @@ RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "data
 
 @dataclass(frozen=True)
 class Preset:
-    """A size of the study: which runs, and the settings of each. Settings not named keep METHOD.md's values."""
+    """A size of the study: which runs, and the settings of each. Settings not named keep the protocol's values [C]."""
 
     about: str
     methods: tuple[str, ...]
@@ -67,14 +67,14 @@ PRESETS = {
         train=dict(epochs=1, max_questions=256, lr=1e-3, warmup_steps=2),
         evaluate=dict(questions_per_bucket=16, knowledge_points=3)),
     "full": Preset(
-        "METHOD.md's protocol: six methods and the baseline, 1x and 10x, three seeds, every question",
+        "the published protocol: six methods and the baseline, 1x and 10x, three seeds, every question",
         methods=(*METHODS, "baseline"), capacities=(1, 10), seeds=(42, 43, 44)),
 }
 
 
 @dataclass(frozen=True)
 class Experiment(Settings):
-    """The parameters of one run. ``None`` stands for the preset's value, or else METHOD.md's."""
+    """The parameters of one run. ``None`` stands for the preset's value, or else the protocol's [C]."""
 
     backbone: str = "auto"
     data: str = "auto"  # "locomo", "synthetic", a LoCoMo-format JSON file, or "auto": LoCoMo where it can be had

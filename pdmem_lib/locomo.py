@@ -235,7 +235,7 @@ def _parse_evidence(entries: list[str], index: dict[str, int], where: str) -> tu
     """Existing turns' ids: run-together entries are taken apart; a stray colon and what names no turn are dropped [D].
 
     'D8:6; D9:17' is two ids and 'D:11:26' is D11:26; 'D' and the zero-padded 'D30:05' name no turn. This is the reading
-    that counts 27/24/60/130/398 test questions by lag (METHOD.md, section 5).
+    that counts 27/24/60/130/398 test questions by lag [D].
     """
     ids: list[str] = []
     for entry in _typed(entries, list, f"{where}, 'evidence'"):

@@ -1,4 +1,4 @@
-"""`MemoryModel`: a frozen backbone with a persistent latent memory (METHOD.md sections 1 to 4).
+"""`MemoryModel`: a frozen backbone with a persistent latent memory.
 
 The state is an explicit value (``model.state``), written turn by turn without gradients and read by the adapter, whose
 parameters are the only thing trained. The question alone is in the context window, never the history [C].
@@ -62,7 +62,7 @@ class MemoryModel:
 
     # ---- state ----
     def reset(self) -> State:
-        """Set the state back to P_0 of the seed, N(0, 0.02^2) [C]."""
+        """Set the state back to P_0 of the seed [C]."""
         self._state = self.adapter.initial_state()
         return self._state
 
@@ -114,15 +114,16 @@ class MemoryModel:
         state = self.resolve(memory)
         return None if state is None else self.adapter.read(state, inputs)
 
+    def _injection_for(self, memory: Memory, ids: Tensor, mask: Tensor, question: Tensor) -> seam.Injection:
+        """`injection` for an input, all (B, T); ``question`` marks the tokens that M.4 may query with."""
+        needed = self.adapter.needs_inputs and memory != "off"
+        return self.injection(memory, self._frozen_inputs(ids, mask, question) if needed else None)
+
     @torch.no_grad()
-    def _frozen_inputs(self, input_ids: Tensor, attention_mask: Tensor, question: Tensor) -> Inputs | None:
-        """The input's frozen states, where the method reads with them (M.4); ``question`` (B, T) marks what may be used."""
-        if not self.adapter.needs_inputs:
-            return None
+    def _frozen_inputs(self, ids: Tensor, mask: Tensor, question: Tensor) -> Inputs:
         with seam.inject(self.backbone.model, None):
             hidden = self.backbone.model.base_model(
-                input_ids, attention_mask=attention_mask, position_ids=_positions(attention_mask), use_cache=False
-            ).last_hidden_state
+                ids, attention_mask=mask, position_ids=_positions(mask), use_cache=False).last_hidden_state
         return Inputs(hidden.float(), question.bool())
 
     @torch.no_grad()
@@ -132,9 +133,7 @@ class MemoryModel:
 
     def _forward(self, text: str, memory: Memory, seen: list[Tensor] | None = None) -> Tensor:
         ids, mask = self.backbone.pad([self._fitting(self.backbone.token_ids(text))], side="right")
-        injection = None
-        if memory != "off":
-            injection = self.injection(memory, self._frozen_inputs(ids, mask, mask))
+        injection = self._injection_for(memory, ids, mask, question=mask)
         if seen is not None:
             for part in [injection] if isinstance(injection, seam.Branch) else injection or []:
                 part.seen = seen
@@ -183,8 +182,7 @@ class MemoryModel:
         question = column < torch.tensor([[len(p)] for p in prompts], device=ids.device)  # (B, T)
         is_target = mask.bool() & ~question
 
-        inputs = None if memory == "off" else self._frozen_inputs(ids, mask, question)
-        injection = self.injection(memory, inputs)
+        injection = self._injection_for(memory, ids, mask, question)
         with seam.inject(self.backbone.model, injection):  # right padding under a causal mask needs no mask of its own
             hidden = self.backbone.model.base_model(ids, use_cache=False).last_hidden_state  # (B, T, d)
         predicts = is_target.roll(-1, dims=1)  # the column before a target predicts it
@@ -212,13 +210,12 @@ class MemoryModel:
         rows = [self._fitting(self.backbone.token_ids(PROMPT.format(question=q)), max_new_tokens) for q in questions]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         answers = [""] * len(rows)
-        shared = None if memory == "off" or self.adapter.needs_inputs else self.injection(memory)
+        injection = None
         with slow_bar("answer", len(rows), "question", show=on_batch is None) as bar:
             for batch in (order[a : a + batch_size] for a in range(0, len(order), batch_size)):
                 ids, mask = self.backbone.pad([rows[i] for i in batch], side="left")
-                injection = shared
-                if memory != "off" and self.adapter.needs_inputs:
-                    injection = self.injection(memory, self._frozen_inputs(ids, mask, mask))
+                if injection is None or self.adapter.needs_inputs:  # else all batches share what was read first
+                    injection = self._injection_for(memory, ids, mask, question=mask)
                 with seam.inject(model, injection):
                     output = model.generate(ids, attention_mask=mask, generation_config=config,
                                             stopping_criteria=[self._line_is_complete(start=ids.shape[1])])

@@ -1,4 +1,4 @@
-"""The six methods: how each writes (three families) and how each is read (METHOD.md sections 2 and 3).
+"""The six methods: how each writes (three families) and how each is read.
 
 To add a method: write one class with ``read`` under the family whose write rule it uses, and add it to `REGISTRY`.
 Everything trained is an ``nn.Parameter`` of the class; the fixed maps of the write side are buffers, saved with it [C].

@@ -1,4 +1,4 @@
-"""Scores of answers and what becomes of them with distance (METHOD.md section 5).
+"""Scores of answers and what becomes of them with distance.
 
 Pure functions on plain numbers, strings and arrays. F1 is a fraction in [0, 1]; curves are in %. pandas, scikit-learn
 and nltk are imported on use, so that importing the library stays fast. [C] marks the companion paper, [D] our decision.

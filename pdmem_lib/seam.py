@@ -66,27 +66,18 @@ _ACTIVE: ContextVar[dict[nn.Module, KeyValues]] = ContextVar("pdmem_active_key_v
 @contextmanager
 def inject(model: nn.Module, injection: Injection) -> Iterator[None]:
     """Inside the block, ``model`` reads ``injection``; other models, and this one outside the block, are untouched."""
-    if injection is None:
-        token = _ACTIVE.set({})
-        try:
-            yield
-        finally:
-            _ACTIVE.reset(token)
-    elif isinstance(injection, Branch):
+    handles, per_block = [], {}
+    if isinstance(injection, Branch):
         handles = list(_attach_branch(model, injection))
-        try:
-            with inject(model, None):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
-    else:
+    elif injection is not None:
         per_block = dict(zip(map(attention_of, blocks(model)), injection, strict=True))
-        token = _ACTIVE.set(per_block)
-        try:
-            yield
-        finally:
-            _ACTIVE.reset(token)
+    token = _ACTIVE.set(per_block)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+        for handle in handles:
+            handle.remove()
 
 
 def _attach_branch(model: nn.Module, branch: Branch) -> Iterator:

@@ -1,7 +1,7 @@
 """Hidden states of turns, computed once per backbone and conversation and kept on disk; and the banks made of them.
 
 The states depend on neither method, capacity nor seed, and the bank at a conversation's end does not change between
-epochs (METHOD.md section 4): the first are cached for all runs, the second computed once a run.
+epochs [C]: the first are cached for all runs, the second computed once a run.
 """
 
 import hashlib

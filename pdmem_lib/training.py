@@ -1,4 +1,4 @@
-"""Training the adapter, "Type 1" (METHOD.md section 4, [C]): write a conversation, then ask its questions.
+"""Training the adapter, "Type 1" [C]: write a conversation, then ask its questions.
 
 Only θ_mem moves. The banks are fixed maps of frozen states, so they are computed once; each step reads one
 conversation's bank for a batch of its questions.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainSettings(Settings):
-    """Defaults are METHOD.md's protocol [C]; ``max_questions`` and ``autocast`` are ours [D]."""
+    """Defaults are the published protocol [C]; ``max_questions`` and ``autocast`` are ours [D]."""
 
     epochs: int = 10
     batch_size: int = 16  # questions a step

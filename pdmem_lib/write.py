@@ -1,4 +1,4 @@
-"""Write rules: how a turn's hidden states change the memory (METHOD.md section 2, [A, C]).
+"""Write rules: how a turn's hidden states change the memory [A, C].
 
 Pure functions on an explicit state, unbatched, row vectors (``H @ W``). They never change their arguments and
 never ask for a gradient. The maps ``W_*`` are fixed: drawn once from the seed, never trained [C].

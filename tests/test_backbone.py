@@ -508,10 +508,7 @@ def test_threads_that_write_one_cache_at_once(tiny, talk, own_cache):
     assert len(files_in(own_cache)) == 1
 
 
-@pytest.mark.slow
-def test_processes_that_write_one_cache_at_once(tmp_path, own_cache, monkeypatch):
-    """Each starts when the other is ready, twenty files one after the other; both must find them whole."""
-    code = """
+WRITER = """
 import pathlib, sys, time, torch
 import pdmem_lib as pdmem
 from pdmem_lib.states import turn_states
@@ -523,7 +520,12 @@ end = time.monotonic() + 60
 while not other.exists() and time.monotonic() < end: time.sleep(0.001)
 print(float(sum(H.double().sum() for talk in talks for H in turn_states(backbone, talk, autocast=False))))
 """
-    run = [subprocess.Popen([sys.executable, "-c", code, tmp_path, *names], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+
+
+@pytest.mark.slow
+def test_processes_that_write_one_cache_at_once(tmp_path, own_cache, monkeypatch):
+    """Each starts when the other is ready, twenty files one after the other; both must find them whole."""
+    run = [subprocess.Popen([sys.executable, "-c", WRITER, tmp_path, *names], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             text=True) for names in (("a", "b"), ("b", "a"))]
     done = [process.communicate(timeout=120) for process in run]
     assert [process.returncode for process in run] == [0, 0], done

@@ -460,7 +460,7 @@ def test_real_lag_buckets(ten):
     questions = [question for conversation in test for question in conversation.questions]
     buckets = Counter(sum(question.lag >= low for low in (32, 64, 128, 256)) for question in questions)
     assert (len(train), len(test)) == (7, 3)
-    assert [buckets[b] for b in range(5)] == [27, 24, 60, 130, 398]  # METHOD.md, section 5
+    assert [buckets[b] for b in range(5)] == [27, 24, 60, 130, 398]
     assert sum(question.category != 5 for question in questions) == 505
 
 
