@@ -96,6 +96,31 @@ def _stemmer():
     return PorterStemmer()
 
 
+ANSWER_TYPES = ("date or time", "number", "yes or no", "not mentioned", "list", "one or two words", "phrase")
+_DATED = re.compile(
+    r"\b(january|february|march|april|may|june|july|august|september|october|november|december|monday|tuesday|wednesday|"
+    r"thursday|friday|saturday|sunday|yesterday|today|tomorrow|(1[89]|20)\d\d|\d+(st|nd|rd|th)|(day|week|weekend|month|year|"
+    r"hour|minute|summer|winter|spring|autumn)s?)\b")
+_NUMBERS = frozenset("zero one two three four five six seven eight nine ten eleven twelve once twice thrice".split())
+
+
+def answer_type(gold: str | int | float) -> str:
+    """What kind of thing a gold answer is, one of `ANSWER_TYPES`, by its words alone: the first that fits [D]."""
+    text = str(gold).lower()
+    words = _tokens(text, "a|an|the")
+    if _DATED.search(text):
+        return "date or time"
+    if words and all(word.isdigit() or word in _NUMBERS for word in words[:1]) and len(words) <= 2:
+        return "number"
+    if words and words[0] in ("yes", "no", "likely", "probably"):
+        return "yes or no"
+    if any(refusal in text for refusal in _REFUSALS):
+        return "not mentioned"
+    if "," in text or " and " in text:
+        return "list"
+    return "one or two words" if len(words) <= 2 else "phrase"
+
+
 # --- many answers -----------------------------------------------------------------------------------------------------
 
 def retained(f1_own: ArrayLike, f1_zero: ArrayLike) -> np.ndarray:

@@ -1,0 +1,242 @@
+"""Is it memory? Paired differences with intervals, the floor of noise, and the verdict, by rules stated here [D].
+
+A *contrast* is the answer under a conversation's own memory minus the same question's answer under another one, by the
+same trained adapter. The one that decides is own - other in log-probability: a bank also teaches the form of an answer,
+and so does another conversation's; what the right bank brings beyond that must be memory. Everything here is a pure
+function of tables; randomness comes from a seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from . import metrics
+
+if TYPE_CHECKING:
+    import pandas
+
+ALPHA = 0.05  # every interval holds 95 %
+POWER = 0.8  # with which `Estimate.smallest_effect` would have been seen
+RESAMPLES = 2000
+AGAINST = ("other", "zero", "off", "initial", "random", "shuffled")  # own memory minus each of these
+SCORES = {"logp": "nats per token", "f1": "points"}
+FORMAT = ".format"  # ends the name of a method whose adapter was trained, and is read, with no memory to read
+PRIMARY = ("own - other", "logp")  # the one contrast that gives a verdict
+REMEMBERS, UNTOLD, WORSE = "remembers", "cannot be told", "worse"
+RULE = (
+    "The verdict rests on one quantity, fixed beforehand: the log-probability per answer token under the conversation's "
+    "own memory minus that under the other test conversations' memories, by the same adapter. 'remembers': both 95 % "
+    "intervals (over questions, over conversations) lie above 0 and the permutation p is below 0.05. 'worse': both lie "
+    "below 0 and p is below 0.05. 'cannot be told': anything else, that is, at this sample size the memory cannot be "
+    "told apart from a memory of something else."
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean paired difference. Both intervals are 95 % and take in the spread over seeds where there are several."""
+
+    effect: float
+    low: float  # over questions
+    high: float
+    low_clustered: float  # over conversations; NaN with fewer than two
+    high_clustered: float
+    p: float  # two-sided, by exchanging the two memories question by question
+    smallest_effect: float  # that this sample would have shown in 80 % of cases, by both intervals
+    n: int  # questions
+    conversations: int
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """`RULE` applied to this estimate."""
+        if self.p < ALPHA and self.low > 0 and self.low_clustered > 0:
+            return REMEMBERS
+        if self.p < ALPHA and self.high < 0 and self.high_clustered < 0:
+            return WORSE
+        return UNTOLD  # as is whatever holds a NaN
+
+
+def estimate(differences: ArrayLike, conversations: Sequence, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """The mean of ``differences`` (seeds, Q), a question of ``conversations`` (Q,) a column, with its uncertainty.
+
+    Over questions: the percentile bootstrap that draws questions and seeds, crossed. Over conversations: whole
+    conversations and seeds are drawn; since G conversations are few, the interval is t_{G-1} times the bootstrap's
+    standard error, itself times sqrt(G/(G-1)), which is the t interval of the conversations' means when they weigh the
+    same. p: signs flipped question by question, seeds averaged. With one seed all of it is conditional on that seed.
+    ValueError for other shapes or values that are not finite.
+    """
+    from scipy.stats import norm, t
+
+    d = np.atleast_2d(np.asarray(differences, dtype=float))  # (S, Q)
+    groups, index = np.unique(np.asarray(conversations), return_inverse=True)
+    (S, Q), G = d.shape, len(groups)
+    if d.ndim != 2 or Q == 0 or len(index) != Q:
+        raise ValueError(f"differences must be (seeds, questions) with a conversation a question, got {d.shape} and "
+                         f"{len(index)} conversations")
+    if not np.isfinite(d).all():
+        raise ValueError("every difference must be finite: leave out questions that were not measured under both memories")
+    rng = np.random.default_rng(seed)
+    effect, nan = float(d.mean()), float("nan")
+
+    seeds = _draws(rng, S, resamples) if S > 1 else np.ones((resamples, 1))  # (R, S)
+    per_seed = seeds @ d / S  # (R, Q)
+    means = np.einsum("rq,rq->r", per_seed, _draws(rng, Q, resamples)) / Q  # (R,)
+    upper = 1 - ALPHA / 2
+    low, high = np.quantile(means, [1 - upper, upper])
+    smallest = (norm.ppf(upper) + norm.ppf(POWER)) * means.std()
+
+    low_clustered = high_clustered = nan
+    if G > 1:
+        sums = np.zeros((S, G))
+        np.add.at(sums.T, index, d.T)
+        drawn = _draws(rng, G, resamples)  # (R, G)
+        means = np.einsum("rg,rg->r", seeds @ sums / S, drawn) / (drawn @ np.bincount(index))  # (R,)
+        error = means.std() * (G / (G - 1)) ** 0.5
+        reach = t.ppf(upper, G - 1) * error
+        low_clustered, high_clustered = effect - reach, effect + reach
+        smallest = max(smallest, (t.ppf(upper, G - 1) + t.ppf(POWER, G - 1)) * error)
+    return Estimate(effect, float(low), float(high), float(low_clustered), float(high_clustered),
+                    permutation_p(d.mean(axis=0), resamples, seed), float(smallest), Q, G, S)
+
+
+def permutation_p(differences: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> float:
+    """Two-sided p of a mean paired difference (Q,) when each question's two memories may be exchanged; never 0."""
+    d = np.asarray(differences, dtype=float)
+    signs = np.random.default_rng([seed, 1]).choice([-1.0, 1.0], size=(resamples, len(d)))
+    as_far = np.abs(signs @ d) >= abs(d.sum()) * (1 - 1e-12)
+    return float((1 + as_far.sum()) / (1 + resamples))
+
+
+def null_retained(lags: ArrayLike, f1_own: ArrayLike, f1_zero: ArrayLike, resamples: int = 1000,
+                  seed: int = 0) -> np.ndarray:
+    """What noise scores under the published metric: ``resamples`` printed means (%), sorted.
+
+    Each simulation exchanges own and zero at random question by question, which keeps the questions, the lags and the
+    size of every difference and takes all memory away; then clips, averages by bucket and smooths as the metric does.
+    """
+    own, zero = np.asarray(f1_own, dtype=float), np.asarray(f1_zero, dtype=float)
+    metrics.retained(own, zero)  # refuses what is not a fraction
+    flip = np.random.default_rng(seed).random((resamples, len(own))) < 0.5
+    clipped = np.maximum(0.0, np.where(flip, zero - own, own - zero))  # (R, Q)
+    index = np.array([[b.label for b in metrics.LAG_BUCKETS].index(metrics.bucket_of(lag)) for lag in lags])
+    n = np.bincount(index, minlength=len(metrics.LAG_BUCKETS))
+    sums = np.zeros((resamples, len(n)))
+    np.add.at(sums.T, index, clipped.T)
+    raw = np.divide(100 * sums, n, out=np.full_like(sums, np.nan), where=n > 0)  # (R, buckets)
+    return np.sort([np.nanmean(metrics.isotonic_non_increasing(row, n)) for row in raw])
+
+
+# --- from the table of all runs ---------------------------------------------------------------------------------------
+
+def differences(table: pandas.DataFrame, column: str, minus: str) -> tuple[np.ndarray, np.ndarray]:
+    """``column - minus`` of one method and capacity: (seeds, Q), and the conversation of each question (Q,).
+
+    ``table`` holds seed, conversation and number beside the two columns, the same questions for every seed, else
+    ValueError. Questions not measured under both memories are left out.
+    """
+    wide = table.assign(value=table[column] - table[minus]).pivot(
+        index="seed", columns=["conversation", "number"], values="value")
+    measured = wide.notna()
+    if (measured.any() != measured.all()).any():
+        raise ValueError("the seeds were asked different questions: compare runs of one evaluation setting")
+    wide = wide.loc[:, measured.all()]
+    return wide.to_numpy(), wide.columns.get_level_values("conversation").to_numpy()
+
+
+def estimates(table: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.DataFrame:
+    """Every contrast of every method and capacity, from the questions of all their seeds.
+
+    ``table``: method, capacity, seed, conversation, number and logp_<memory>, f1_<memory> for own and any of `AGAINST`
+    (and ``format``: the adapter trained with no memory to read). Rows: method, capacity, contrast, score, unit, the
+    fields of `Estimate` (nats per token, or points of F1), and verdict, which only `PRIMARY` has.
+    """
+    import pandas as pd
+
+    rows = []
+    for (method, capacity), group in table.groupby(["method", "capacity"], sort=False):
+        for against in (*AGAINST, "format"):
+            for score, unit in SCORES.items():
+                if f"{score}_{against}" not in group or group[f"{score}_{against}"].isna().all():
+                    continue
+                found = estimate(*differences(group, f"{score}_own", f"{score}_{against}"), resamples)
+                scale = 100 if score == "f1" else 1
+                values = {k: v if k in ("p", "n", "conversations", "seeds") else scale * v for k, v in asdict(found).items()}
+                contrast = f"own - {against}"
+                rows.append(dict(method=method, capacity=capacity, contrast=contrast, score=score, unit=unit, **values,
+                                 verdict=found.verdict if (contrast, score) == PRIMARY else ""))
+    columns = ["method", "capacity", "contrast", "score", "unit", *Estimate.__dataclass_fields__, "verdict"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def beside_format(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The rows of memory methods, with ``logp_format`` and ``f1_format``: the same question, seed and capacity answered
+    by the same adapter trained and read with no memory (method "<name>.format"); NaN where that run is not there."""
+    keys = ["method", "capacity", "seed", "conversation", "number"]
+    control = table["method"].str.endswith(FORMAT)
+    trained = table[control].assign(method=lambda t: t["method"].str.removesuffix(FORMAT))
+    trained = trained[[*keys, "logp_own", "f1_own"]].rename(columns={"logp_own": "logp_format", "f1_own": "f1_format"})
+    return table[~control].merge(trained, on=keys, how="left")
+
+
+def breakdown(table: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.DataFrame:
+    """own - other (nats per token) by kind of question: method, capacity, kind, value, n, effect, low, high.
+
+    ``table`` as in `estimates`, with lag, category, session_distance, evidence_count and answer_type. Intervals are
+    over questions (and seeds); a kind with fewer than two questions gets none. Many intervals are shown at once: one
+    in twenty misses by chance, so a kind alone is never a verdict.
+    """
+    import pandas as pd
+
+    table, rows = table.reset_index(drop=True), []
+    kinds = question_kinds(table)
+    for (method, capacity), group in table.groupby(["method", "capacity"], sort=False):
+        if group["logp_other"].isna().all():
+            continue
+        for kind, values in kinds.items():
+            for value, part in group.groupby(values.loc[group.index], observed=True, sort=True):
+                d, conversations = differences(part, "logp_own", "logp_other")
+                if d.shape[1] == 0:
+                    continue
+                found = estimate(d, conversations, resamples)
+                low, high = (found.low, found.high) if found.n > 1 else (float("nan"), float("nan"))
+                rows.append(dict(method=method, capacity=capacity, kind=kind, value=str(value), n=found.n,
+                                 effect=found.effect, low=low, high=high))
+    return pd.DataFrame(rows, columns=["method", "capacity", "kind", "value", "n", "effect", "low", "high"])
+
+
+def question_kinds(table: pandas.DataFrame) -> dict[str, pandas.Series]:
+    """The five ways in which questions are told apart, each an ordered categorical over ``table``'s rows."""
+    import pandas as pd
+
+    from .locomo import CATEGORIES
+
+    def ordered(values, order):
+        return pd.Series(pd.Categorical(values, categories=order, ordered=True), index=table.index)
+
+    sessions = ["same session", "1–4", "5–9", "10–19", "20+", "no evidence"]
+    distance = pd.cut(table["session_distance"], [-1, 0, 4, 9, 19, np.inf], labels=sessions[:5]).astype(object)
+    evidence = table["evidence_count"].clip(upper=3).map({0: "none", 1: "1", 2: "2", 3: "3+"})
+    return {
+        "lag bucket": ordered(table["lag"].map(metrics.bucket_of), [b.label for b in metrics.LAG_BUCKETS]),
+        "category": ordered(table["category"].map(CATEGORIES), list(CATEGORIES.values())),
+        "session distance": ordered(distance.where(table["session_distance"].notna(), "no evidence"), sessions),
+        "evidence count": ordered(evidence, ["none", "1", "2", "3+"]),
+        "answer type": ordered(table["answer_type"], metrics.ANSWER_TYPES),
+    }
+
+
+def mean_interval(values: ArrayLike, conversations: Sequence, resamples: int = RESAMPLES) -> tuple[float, float, float]:
+    """Mean of a score per question (Q,) with its 95 % interval over questions."""
+    found = estimate(values, conversations, resamples)
+    return found.effect, found.low, found.high
+
+
+def _draws(rng: np.random.Generator, n: int, resamples: int) -> np.ndarray:
+    """How often each of n units is drawn in n draws with replacement, (resamples, n)."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)

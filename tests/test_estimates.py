@@ -1,0 +1,201 @@
+"""Planted truths: what is known beforehand must come out, and noise must not be called memory."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from pdmem_lib import estimates, metrics
+from pdmem_lib.estimates import REMEMBERS, UNTOLD, WORSE, Estimate, estimate
+
+LAGS = np.repeat([0, 40, 100, 200, 400], [27, 24, 60, 130, 398])  # LoCoMo's 639 test questions
+
+
+def sample(rng, seeds=1, conversations=3, each=27, effect=0.0, questions=0.5, between=0.0, across=0.0, heavy=False):
+    """Differences (seeds, Q) with known spread over questions, conversations and seeds; and each question's group."""
+    groups = np.repeat(np.arange(conversations), each)
+    noise = rng.standard_t(3, len(groups)) if heavy else rng.normal(size=len(groups))
+    d = effect + questions * noise + between * rng.normal(size=conversations)[groups]
+    return d + 0.3 * questions * rng.normal(size=(seeds, len(groups))) + across * rng.normal(size=(seeds, 1)), groups
+
+
+# ---- one estimate ----
+
+def test_by_hand():
+    e = estimate([[1.0, 2.0, 3.0, 6.0]], ["a", "a", "b", "b"])
+    assert (e.effect, e.n, e.conversations, e.seeds) == (3.0, 4, 2, 1)
+    assert 1.0 <= e.low < 3.0 < e.high <= 6.0
+    assert e.p == pytest.approx(2 / 16, abs=0.03)  # only all plus and all minus are as far from 0
+    half = stats.t.ppf(0.975, 1) * np.std([1.5, 4.5], ddof=1) / 2**0.5  # the t interval of the conversations' means
+    assert e.high_clustered - e.effect == pytest.approx(half, rel=0.1)
+    assert e.effect - e.low_clustered == pytest.approx(half, rel=0.1)
+
+
+def test_intervals_agree_with_theory():
+    d, groups = sample(np.random.default_rng(0), conversations=30, each=20, effect=0.2)
+    e, error = estimate(d, groups, resamples=4000), d.std() / d.size**0.5
+    assert (e.high - e.low) / 2 == pytest.approx(1.96 * error, rel=0.06)
+    assert (e.high_clustered - e.low_clustered) / 2 == pytest.approx(stats.t.ppf(0.975, 29) * error, rel=0.35)
+    assert e.p == pytest.approx(stats.ttest_1samp(d[0], 0).pvalue, abs=0.01)
+    power = stats.norm.sf(1.96 - e.smallest_effect / error)
+    assert 0.75 < power < 0.97  # the effect that would have been seen in 80 % of cases, by the wider interval
+
+
+def test_one_conversation_has_no_spread_between_conversations():
+    e = estimate(np.full((1, 50), 0.5) + np.linspace(-0.1, 0.1, 50), ["only"] * 50)
+    assert np.isnan(e.low_clustered) and np.isnan(e.high_clustered)
+    assert e.low > 0 and e.p < 0.01 and e.verdict == UNTOLD  # one conversation cannot settle it
+
+
+def test_it_is_reproducible_and_seeds_widen_it():
+    rng = np.random.default_rng(3)
+    d, groups = sample(rng, seeds=3, across=0.5, each=100)
+    assert estimate(d, groups) == estimate(d, groups)
+    one, all_three = estimate(d.mean(axis=0), groups), estimate(d, groups)
+    assert one.effect == pytest.approx(all_three.effect)
+    assert all_three.high - all_three.low > 2 * (one.high - one.low)
+
+
+@pytest.mark.parametrize("d, groups, message", [
+    ([[1.0, np.nan]], ["a", "b"], "finite"), ([[1.0, 2.0]], ["a"], "conversation a question"), ([[]], [], "questions")])
+def test_what_cannot_be_estimated_is_told(d, groups, message):
+    with pytest.raises(ValueError, match=message):
+        estimate(d, groups)
+
+
+# ---- the verdict ----
+
+@pytest.mark.parametrize("low, low_c, high, high_c, p, verdict", [
+    (0.1, 0.01, 0.3, 0.4, 0.001, REMEMBERS),
+    (0.1, -0.01, 0.3, 0.4, 0.001, UNTOLD),  # not beyond these conversations
+    (-0.1, 0.01, 0.3, 0.4, 0.001, UNTOLD),
+    (0.1, 0.01, 0.3, 0.4, 0.05, UNTOLD),
+    (0.1, float("nan"), 0.3, float("nan"), 0.001, UNTOLD),
+    (-0.3, -0.4, -0.1, -0.01, 0.001, WORSE),
+    (-0.3, -0.4, -0.1, 0.01, 0.001, UNTOLD),
+    (float("nan"),) * 5 + (UNTOLD,)])
+def test_the_rule(low, low_c, high, high_c, p, verdict):
+    assert Estimate(0.2, low, high, low_c, high_c, p, 0.1, 80, 3, 1).verdict == verdict
+
+
+@pytest.mark.parametrize("kind", [
+    dict(), dict(seeds=3), dict(heavy=True), dict(between=0.3), dict(seeds=3, between=0.3, across=0.3),
+    dict(conversations=10, between=0.3, heavy=True)])
+def test_noise_is_not_called_memory(kind):
+    """Whatever its shape and wherever it comes from: at least 95 % of 300 sets of noise 'cannot be told'."""
+    rng = np.random.default_rng(1)
+    verdicts = [estimate(*sample(rng, **kind), resamples=500, seed=i).verdict for i in range(300)]
+    false = 300 - verdicts.count(UNTOLD)
+    assert stats.binomtest(false, 300, 0.05, alternative="greater").pvalue > 0.05, f"{false} of 300"
+    if not kind:
+        assert false <= 15  # and 95 % as counted, where the rule's assumptions hold
+
+
+@pytest.mark.parametrize("effect, verdict", [(0.25, REMEMBERS), (-0.25, WORSE)])
+def test_a_planted_effect_is_found(effect, verdict):
+    rng = np.random.default_rng(2)
+    found = [estimate(*sample(rng, seeds=3, each=213, effect=effect, between=0.02, across=0.02), resamples=500, seed=i)
+             for i in range(60)]
+    assert sum(e.verdict == verdict for e in found) >= 51
+    assert not any(e.verdict == {REMEMBERS: WORSE, WORSE: REMEMBERS}[verdict] for e in found)
+    assert sum(e.low <= effect <= e.high for e in found) >= 53  # measured within its interval
+    assert sum(e.low_clustered <= effect <= e.high_clustered for e in found) >= 53
+
+
+def test_the_smallest_effect_is_what_would_have_been_found():
+    rng = np.random.default_rng(4)
+    smallest = np.mean([estimate(*sample(rng, conversations=8, each=60), resamples=500).smallest_effect for _ in range(20)])
+    found = [estimate(*sample(rng, conversations=8, each=60, effect=smallest), resamples=500, seed=i).verdict
+             for i in range(200)]
+    assert 0.65 < found.count(REMEMBERS) / 200 < 0.95
+
+
+# ---- the floor of noise under the published metric ----
+
+def test_noise_scores_above_zero_and_the_simulation_says_how_much():
+    rng = np.random.default_rng(5)
+    base = rng.beta(0.3, 4, size=len(LAGS))
+    pairs = [np.clip(base[:, None] + rng.normal(0, 0.05, (len(base), 2)), 0, 1) for _ in range(40)]
+    scores = [metrics.printed_mean(metrics.forgetting_curve(LAGS, metrics.retained(*pair.T))) for pair in pairs]
+    null = estimates.null_retained(LAGS, *pairs[0].T)
+    assert min(scores) > 0.5 and (np.diff(null) >= 0).all() and len(null) == 1000
+    assert null.mean() == pytest.approx(np.mean(scores), rel=0.1)
+    assert sum(null[25] <= score <= null[974] for score in scores) >= 34  # one set's floor holds for the others
+
+
+def test_simulated_scores_are_the_metrics_own():
+    rng = np.random.default_rng(6)
+    own, zero, lags = rng.random(20), np.zeros(20), rng.integers(0, 300, 20)
+    null = estimates.null_retained(lags, own, zero, resamples=3, seed=9)
+    flip = np.random.default_rng(9).random((3, 20)) < 0.5
+    by_hand = sorted(metrics.printed_mean(metrics.forgetting_curve(lags, np.where(f, 0, own))) for f in flip)
+    np.testing.assert_allclose(null, by_hand)
+
+
+# ---- from the table of all runs ----
+
+@pytest.fixture(scope="module")
+def table():
+    """Two methods, two seeds: one remembers (own > other), one only has style (own = other > zero)."""
+    rng, rows = np.random.default_rng(7), []
+    for method, gain in (("slot", 0.3), ("gated", 0.0)):
+        for seed, (conversation, number) in itertools.product((42, 43), itertools.product("abc", range(60))):
+            style = -3 + rng.normal(0, 0.1)
+            rows.append(dict(
+                method=method, capacity=1, seed=seed, conversation=conversation, number=number, lag=7 * number,
+                category=1 + number % 5, session_distance=number % 25 if number else np.nan,
+                evidence_count=number % 5, answer_type=metrics.ANSWER_TYPES[number % 7],
+                logp_own=style + gain + rng.normal(0, 0.1), logp_other=style, logp_zero=style - 1.2, logp_off=style - 1.2,
+                f1_own=0.2, f1_other=0.2, f1_zero=0.1, f1_off=0.1, logp_shuffled=np.nan, f1_shuffled=np.nan))
+    return pd.DataFrame(rows)
+
+
+def test_style_is_not_memory(table):
+    found = estimates.estimates(table, resamples=500).set_index(["method", "contrast", "score"])
+    remembers, style = (found.loc[(method, *estimates.PRIMARY)] for method in ("slot", "gated"))
+    assert (remembers["verdict"], style["verdict"]) == (REMEMBERS, UNTOLD)
+    assert abs(style["effect"]) < 0.02 and remembers["low"] < 0.3 < remembers["high"]
+    assert found.loc[("gated", "own - zero", "logp"), "low"] > 1  # what the published control would have called memory
+    assert found.loc[("gated", "own - zero", "f1"), "effect"] == pytest.approx(10) and "points" in set(found["unit"])
+    assert set(found["verdict"]) == {REMEMBERS, UNTOLD, ""} and (found["seeds"] == 2).all() and (found["n"] == 180).all()
+    assert not any("shuffled" in contrast for _, contrast, _ in found.index)  # not measured: not shown
+
+
+def test_the_format_control_is_paired_with_its_method(table):
+    control = table[table["method"] == "slot"].assign(method="slot.format", logp_own=-3.0, f1_own=0.05)
+    both = estimates.beside_format(pd.concat([table, control]))
+    assert set(both["method"]) == {"slot", "gated"} and len(both) == len(table)
+    assert (both.loc[both["method"] == "slot", "logp_format"] == -3.0).all()
+    assert both.loc[both["method"] == "gated", "logp_format"].isna().all()
+    found = estimates.estimates(both, resamples=200).set_index(["method", "contrast", "score"])
+    assert found.loc[("slot", "own - format", "f1"), "effect"] == pytest.approx(15)
+    assert ("gated", "own - format", "f1") not in found.index
+
+
+def test_seeds_that_were_asked_different_questions_are_refused(table):
+    with pytest.raises(ValueError, match="different questions"):
+        estimates.estimates(table.drop(index=table.index[:1]), resamples=50)
+
+
+def test_breakdown_holds_every_question_once_a_kind(table):
+    parts = estimates.breakdown(table, resamples=200)
+    assert set(parts["kind"]) == {"lag bucket", "category", "session distance", "evidence count", "answer type"}
+    assert (parts.groupby(["method", "kind"])["n"].sum() == 180).all()
+    assert (parts["low"] <= parts["effect"]).all() and (parts["effect"] <= parts["high"]).all()
+    slot = parts[(parts["method"] == "slot") & (parts["kind"] == "lag bucket")]
+    assert list(slot["value"]) == [b.label for b in metrics.LAG_BUCKETS]
+    assert slot["effect"].between(0.2, 0.4).all()
+    distance = parts[(parts["method"] == "slot") & (parts["kind"] == "session distance")].set_index("value")["n"]
+    assert distance["no evidence"] == 3 and distance["same session"] == 6  # number 0; numbers 25 and 50 (three talks)
+
+
+@pytest.mark.parametrize("gold, kind", [
+    ("7 May 2023", "date or time"), ("two weeks ago", "date or time"), ("Thursday", "date or time"), (2022, "date or time"),
+    ("three", "number"), (3, "number"), ("two times", "number"), ("Yes, she does", "yes or no"),
+    ("Not mentioned in the conversation", "not mentioned"), ("tea, coffee", "list"), ("cats and dogs", "list"),
+    ("Boston", "one or two words"), ("the red car", "one or two words"), ("a gold necklace with a diamond", "phrase"),
+    ("", "one or two words")])
+def test_answer_types(gold, kind):
+    assert metrics.answer_type(gold) == kind
