@@ -69,7 +69,8 @@ class Method(nn.Module, ABC):
 
     title: ClassVar[str]
     alias: ClassVar[str]
-    needs_inputs: ClassVar[bool] = False  # whether read() wants the input's frozen states
+    needs_inputs: ClassVar[bool] = False  # whether read() wants the input's frozen states: then it has queries() (M.4)
+    entries_are_a_set: ClassVar[bool] = False  # whether reading the entries in another order changes nothing
 
     def __init__(self, backbone: Backbone, settings: MemorySettings):
         super().__init__()
@@ -103,6 +104,13 @@ class Method(nn.Module, ABC):
     def write(self, state: State, H: Tensor) -> State:
         """The state after a turn of final hidden states H (T, d); ``state`` itself is left alone."""
 
+    def decay(self, state: State, H: Tensor) -> Tensor:
+        """What ``write(state, H)`` multiplies the old rows by, (M,), or () where it is one number for all of them.
+
+        The rest of the new state is what this turn adds. It belongs to the write family, and `provenance` needs it.
+        """
+        raise NotImplementedError(f"{self.title} does not say what its write keeps: give its write family a decay()")
+
     @abstractmethod
     def read(self, state: State, inputs: Inputs | None = None) -> Injection:
         """What the frozen blocks read of ``state``: a list of `KeyValues`, a block each, a `Branch`, or None."""
@@ -123,6 +131,9 @@ class AttentionCoupledBank(Method):
     def write(self, state: State, H: Tensor) -> State:
         P = write.attention_coupled(state["P"], H, self.write_Q, self.write_K, self.write_V, self.settings.gamma)
         return {"P": P}
+
+    def decay(self, state: State, H: Tensor) -> Tensor:
+        return state["P"].new_tensor(self.settings.gamma)  # ()
 
 
 class HebbianMatrix(Method):
@@ -148,6 +159,9 @@ class HebbianMatrix(Method):
     def write(self, state: State, H: Tensor) -> State:
         return {"M": write.hebbian(state["M"], H, self.write_K, self.write_V, self.settings.gamma)}
 
+    def decay(self, state: State, H: Tensor) -> Tensor:
+        return write.hebbian_decay(state["M"], H, self.write_K, self.write_V, self.settings.gamma)  # ()
+
 
 class SparseSlots(Method):
     """``{"P": (S, d)}``, each turn written to its top-k slots only."""
@@ -163,6 +177,11 @@ class SparseSlots(Method):
     def write(self, state: State, H: Tensor) -> State:
         s = self.settings
         return {"P": write.sparse_slots(state["P"], H, self.write_a, self.write_u, s.gamma, s.top_k)}
+
+    def decay(self, state: State, H: Tensor) -> Tensor:
+        P = state["P"]
+        written = write.sparse_slot_choice(P, H, self.write_a, self.settings.top_k)  # (top_k,)
+        return P.new_ones(P.shape[0]).index_fill(0, written, self.settings.gamma)  # (M,)
 
 
 # ---- readers of extra keys and values ----
@@ -219,6 +238,7 @@ class KVExtension(AttentionCoupledBank, KeyValueReader):
     """M.3: ``K = [P W_K,mem ; K_input]``, ``V = [P W_V,mem ; V_input]`` in every block [A, C]."""
 
     title, alias = "KV extension", "M.3"
+    entries_are_a_set = True
 
     def __init__(self, backbone: Backbone, settings: MemorySettings):
         super().__init__(backbone, settings)
@@ -243,8 +263,12 @@ class Hebbian(HebbianMatrix, KeyValueReader):
         self.trained("read_Q", self.d, settings.d_h)
         self.make_projections(settings.d_h)
 
+    def queries(self, hidden: Tensor) -> Tensor:
+        """Frozen states (..., T, d) -> what entry j takes of each row of M, (..., T, d_h): the entries are this @ M."""
+        return hidden @ self.read_Q
+
     def read(self, state: State, inputs: Inputs | None = None) -> Injection:
-        R = (inputs.hidden @ self.read_Q) @ state["M"]  # (B, T, d_h)
+        R = self.queries(inputs.hidden) @ state["M"]  # (B, T, d_h)
         return self.key_values(R, valid=inputs.valid, causal=True)
 
 
@@ -252,6 +276,7 @@ class Slot(SparseSlots, KeyValueReader):
     """M.6: the S slots as keys and values, as in M.3 [A, C]."""
 
     title, alias = "Slots", "M.6"
+    entries_are_a_set = True
 
     def __init__(self, backbone: Backbone, settings: MemorySettings):
         super().__init__(backbone, settings)
@@ -263,6 +288,8 @@ class Slot(SparseSlots, KeyValueReader):
 # ---- readers beside the residual stream ----
 class BranchReader(AttentionCoupledBank):
     """Shared by the branches: ``CrossAttn(h, P)`` with projections shared by all blocks [D], multi-head as the backbone."""
+
+    entries_are_a_set = True
 
     def __init__(self, backbone: Backbone, settings: MemorySettings):
         super().__init__(backbone, settings)

@@ -3,12 +3,16 @@
 Pure functions on an explicit state, unbatched, row vectors (``H @ W``). They never change their arguments and
 never ask for a gradient. The maps ``W_*`` are fixed: drawn once from the seed, never trained [C].
 
+Each rule has the form ``new = decay * old + increment`` row by row, so that a state is exactly the sum of what its
+start and every turn left in it (`provenance`): decay is gamma in `attention_coupled`, gamma in the written rows of
+`sparse_slots` and 1 in the others, `hebbian_decay` in `hebbian`.
+
 Axis letters of the whole library: ``B`` batch, ``T`` tokens of input, ``M`` memory entries, ``L`` blocks, ``h`` heads,
 ``d`` model width, ``dk`` head width, ``dh`` width of the Hebbian matrix.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -41,9 +45,22 @@ def hebbian(
     W_K: Float[Tensor, "d dh"], W_V: Float[Tensor, "d dh"], gamma: float,
 ) -> Float[Tensor, "dh dh"]:
     """``M <- gamma M + (H W_K)^T (H W_V) / T``, then ``M / max(||M||_F, 1)``, so that ``||M||_F <= 1`` (M.4 [C])."""
-    _require_tokens(H)
-    M = gamma * M + (H @ W_K).T @ (H @ W_V) / H.shape[0]  # (dh, dh)
+    M = _hebbian_unbounded(M, H, W_K, W_V, gamma)
     return M / M.norm().clamp_min(1.0)
+
+
+@torch.no_grad()
+def hebbian_decay(
+    M: Float[Tensor, "dh dh"], H: Float[Tensor, "T d"],
+    W_K: Float[Tensor, "d dh"], W_V: Float[Tensor, "d dh"], gamma: float,
+) -> Float[Tensor, ""]:
+    """What `hebbian` multiplies the old matrix by: gamma, over the norm where the bound was reached."""
+    return gamma / _hebbian_unbounded(M, H, W_K, W_V, gamma).norm().clamp_min(1.0)
+
+
+def _hebbian_unbounded(M: Tensor, H: Tensor, W_K: Tensor, W_V: Tensor, gamma: float) -> Tensor:
+    _require_tokens(H)
+    return gamma * M + (H @ W_K).T @ (H @ W_V) / H.shape[0]  # (dh, dh)
 
 
 @torch.no_grad()
@@ -53,14 +70,21 @@ def sparse_slots(
 ) -> Float[Tensor, "S d"]:
     """``z = mean(H)``, ``a = softmax(z W_a P^T / sqrt(d))``; only the ``top_k`` slots of largest ``a`` change, to
     ``gamma P[s] + (1 - gamma) z W_u`` (M.6 [C]). ``top_k`` above S is an error."""
+    slots = sparse_slot_choice(P, H, W_a, top_k)  # (top_k,)
+    new = P.clone()
+    new[slots] = gamma * P[slots] + (1 - gamma) * (H.mean(dim=0) @ W_u)
+    return new  # (S, d)
+
+
+@torch.no_grad()
+def sparse_slot_choice(
+    P: Float[Tensor, "S d"], H: Float[Tensor, "T d"], W_a: Float[Tensor, "d d"], top_k: int,
+) -> Int[Tensor, "top_k"]:
+    """The slots that `sparse_slots` changes: those of largest address weight, best first."""
     _require_tokens(H)
     if not 1 <= top_k <= P.shape[0]:
         raise ValueError(f"top_k must lie between 1 and the {P.shape[0]} slots, got {top_k}")
-    z = H.mean(dim=0)  # (d,)
-    slots = sparse_slot_weights(P, z, W_a).topk(top_k).indices  # (top_k,)
-    new = P.clone()
-    new[slots] = gamma * P[slots] + (1 - gamma) * (z @ W_u)
-    return new  # (S, d)
+    return sparse_slot_weights(P, H.mean(dim=0), W_a).topk(top_k).indices  # (top_k,)
 
 
 @torch.no_grad()
