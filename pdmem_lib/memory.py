@@ -20,6 +20,7 @@ from .methods import Inputs, MemorySettings, State
 
 log = logging.getLogger(__name__)
 
+CONTEXT = "{context}\n\n"  # in front of the prompt, where a question comes with a text to read [D]
 PROMPT = "Question: {question}\nShort answer:"  # [D]
 ANSWER = " {answer}\n"  # the closing line feed is learnt with the answer: an answer is its first line [D]
 SCHEMA = 1  # of the saved files
@@ -50,6 +51,11 @@ class MemoryModel:
     @property
     def method(self) -> str:
         return self.settings.method
+
+    @property
+    def frozen(self) -> Backbone:
+        """The bare frozen model, which memory="off" asks."""
+        return self.backbone
 
     @property
     def num_trainable(self) -> int:
@@ -168,46 +174,34 @@ class MemoryModel:
         score = self.score(questions, answers, memory)
         return -score.log_prob.sum() / score.tokens.sum()
 
-    def score(self, questions: Sequence[str], answers: Sequence[str], memory: Memory = "own") -> AnswerScore:
-        """Log-probability (nats) of each answer given its question, teacher-forced, closing line feed included."""
+    def score(self, questions: Sequence[str], answers: Sequence[str], memory: Memory = "own",
+              contexts: Sequence[str] | None = None) -> AnswerScore:
+        """Log-probability (nats) of each answer given its question, teacher-forced, closing line feed included.
+
+        ``contexts``: a text in front of each prompt, "" for none.
+        """
         if len(questions) != len(answers) or not questions:
             raise ValueError(f"{len(questions)} questions and {len(answers)} answers: give as many, and at least one")
-        prompts, targets = [], []
-        for question, answer in zip(questions, answers, strict=True):
-            prompts.append(self.backbone.token_ids(PROMPT.format(question=question)))
-            targets.append(self.backbone.token_ids(ANSWER.format(answer=answer), special=False))
-            self._fitting(prompts[-1] + targets[-1])
+        prompts = [self.backbone.token_ids(text) for text in _prompts(questions, contexts)]
+        targets = [target_ids(self.backbone, answer) for answer in answers]
+        for p, t in zip(prompts, targets, strict=True):
+            self._fitting(p + t)
         ids, mask = self.backbone.pad([p + t for p, t in zip(prompts, targets, strict=True)], side="right")
         column = torch.arange(ids.shape[1], device=ids.device)[None]
         question = column < torch.tensor([[len(p)] for p in prompts], device=ids.device)  # (B, T)
-        is_target = mask.bool() & ~question
-
-        injection = self._injection_for(memory, ids, mask, question)
-        with seam.inject(self.backbone.model, injection):  # right padding under a causal mask needs no mask of its own
-            hidden = self.backbone.model.base_model(ids, use_cache=False).last_hidden_state  # (B, T, d)
-        predicts = is_target.roll(-1, dims=1)  # the column before a target predicts it
-        predicts[:, -1] = False
-        logits = self.backbone.model.get_output_embeddings()(hidden[predicts])  # (N, vocab): answer positions only
-        log_probs = -torch.nn.functional.cross_entropy(logits.float(), ids[is_target], reduction="none")  # (N,)
-        row = is_target.nonzero()[:, 0]
-        zeros = log_probs.new_zeros(len(questions))
-        return AnswerScore(zeros.index_add(0, row, log_probs), is_target.sum(dim=1))
+        return score_targets(self.backbone, ids, mask, question, self._injection_for(memory, ids, mask, question))
 
     @torch.no_grad()
     def answer(self, questions: Sequence[str], max_new_tokens: int = 24, memory: Memory = "own", batch_size: int = 32,
-               on_batch=None) -> list[str]:
+               on_batch=None, contexts: Sequence[str] | None = None) -> list[str]:
         """Greedy answers, first line only, in the questions' order; batches of near-equal length share one bank.
 
-        ``on_batch(n)`` is called after each batch of n questions (for progress bars).
+        ``on_batch(n)`` is called after each batch of n questions (for progress bars). ``contexts``: a text in front of
+        each prompt, "" for none.
         """
         if isinstance(questions, str):
             raise ValueError("questions is a list of strings: wrap the one question in [ ]")
-        from transformers import GenerationConfig
-
-        tokenizer, model = self.backbone.tokenizer, self.backbone.model
-        config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id,
-                                  eos_token_id=tokenizer.eos_token_id)
-        rows = [self._fitting(self.backbone.token_ids(PROMPT.format(question=q)), max_new_tokens) for q in questions]
+        rows = [self._fitting(self.backbone.token_ids(text), max_new_tokens) for text in _prompts(questions, contexts)]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         answers = [""] * len(rows)
         injection = None
@@ -216,27 +210,11 @@ class MemoryModel:
                 ids, mask = self.backbone.pad([rows[i] for i in batch], side="left")
                 if injection is None or self.adapter.needs_inputs:  # else all batches share what was read first
                     injection = self._injection_for(memory, ids, mask, question=mask)
-                with seam.inject(model, injection):
-                    output = model.generate(ids, attention_mask=mask, generation_config=config,
-                                            stopping_criteria=[self._line_is_complete(start=ids.shape[1])])
-                texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-                for i, text in zip(batch, texts, strict=True):
-                    answers[i] = text.strip().split("\n")[0].strip()
+                lines = greedy_lines(self.backbone, ids, mask, injection, max_new_tokens)
+                for i, line in zip(batch, lines, strict=True):
+                    answers[i] = line
                 (on_batch or bar.update)(len(batch))
         return answers
-
-    def _line_is_complete(self, start: int):
-        """A stopping criterion: a row is done at its first line end after something else (leading ones are skipped)."""
-        from transformers import StoppingCriteria
-
-        newline = torch.tensor(self.backbone.newline_ids, device=self.backbone.device)
-
-        class LineIsComplete(StoppingCriteria):
-            def __call__(self, input_ids, scores, **kwargs):
-                ends = torch.isin(input_ids[:, start:], newline)
-                return (ends & ((~ends).cumsum(dim=1) > 0)).any(dim=1)  # (B,)
-
-        return LineIsComplete()
 
     # ---- files ----
     def save_pretrained(self, folder: str | Path) -> None:
@@ -261,7 +239,8 @@ class MemoryModel:
                 raise FileNotFoundError(f"{folder} holds no {file}: give a folder written by save_pretrained")
         try:
             config = json.loads((folder / "config.json").read_text())
-            schema, name, fingerprint = int(config["schema"]), str(config["backbone"]), str(config["backbone_fingerprint"])
+            schema, name = int(config["schema"]), str(config["backbone"])
+            fingerprint = str(config["backbone_fingerprint"])
             settings = MemorySettings.from_mapping(config["settings"]) if schema <= SCHEMA else None
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder / 'config.json'} is damaged ({error}): save the adapter again") from error
@@ -269,8 +248,8 @@ class MemoryModel:
             raise ValueError(f"{folder} has schema {schema}, this version reads up to {SCHEMA}: update pdmem")
         backbone = backbone or load_backbone(name)
         if backbone.fingerprint != fingerprint:
-            raise ValueError(f"{folder} was trained on {name} (fingerprint {fingerprint[:12]}), not on this {backbone.name} "
-                             f"({backbone.fingerprint[:12]}): load it with its own backbone")
+            raise ValueError(f"{folder} was trained on {name} (fingerprint {fingerprint[:12]}), not on this "
+                             f"{backbone.name} ({backbone.fingerprint[:12]}): load it with its own backbone")
         model = cls(backbone, **asdict(settings))
         try:
             model.adapter.load_state_dict(load_file(folder / "adapter.safetensors"))
@@ -301,15 +280,86 @@ class MemoryModel:
                 state = {name: opened.get_tensor(name) for name in opened.keys()}
             theirs = dict(json.loads(metadata["settings"]))
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"{file} is damaged or no state of pdmem ({error}): write it again with save_state") from error
+            raise ValueError(f"{file} is damaged or no state of pdmem ({error}): write it again with "
+                             "save_state") from error
         if metadata.get("backbone_fingerprint") != self.backbone.fingerprint:
             raise ValueError(f"{file} was written with another backbone than {self.backbone.name}: use its own")
         ours = asdict(self.settings)
         differs = [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in ours.items() if theirs.get(k) != v]
         if differs:
-            raise ValueError(f"{file} belongs to another memory ({'; '.join(differs)}): load it into a model built alike")
+            raise ValueError(f"{file} belongs to another memory ({'; '.join(differs)}): load it into a model built "
+                             "alike")
         self.state = state
         return self._state
+
+
+# ---- what is asked, and how the model goes on ----
+def prompt_text(question: str, context: str = "") -> str:
+    """The whole prompt: the context, where there is one, and the question."""
+    return (CONTEXT.format(context=context) if context else "") + PROMPT.format(question=question)
+
+
+def target_ids(backbone: Backbone, answer: str) -> list[int]:
+    """The tokens that are scored for ``answer``, closing line feed included."""
+    return backbone.token_ids(ANSWER.format(answer=answer), special=False)
+
+
+def _prompts(questions: Sequence[str], contexts: Sequence[str] | None) -> list[str]:
+    if contexts is None:
+        contexts = [""] * len(questions)
+    if isinstance(contexts, str) or len(contexts) != len(questions):
+        raise ValueError(f"contexts is a list with one text a question: give {len(questions)}, '' where there is none")
+    return list(map(prompt_text, questions, contexts))
+
+
+def score_targets(backbone: Backbone, ids: Tensor, mask: Tensor, question: Tensor, injection: seam.Injection,
+                  start: int = 0) -> AnswerScore:
+    """Score the tokens of right-padded rows, all (B, T), that ``question`` does not mark.
+
+    A row begins with at least one that it marks, and its first token stands at position ``start``.
+    """
+    is_target = mask.bool() & ~question
+    positions = {"position_ids": start + _positions(mask)} if start else {}
+    with seam.inject(backbone.model, injection):  # right padding under a causal mask needs no mask of its own
+        hidden = backbone.model.base_model(ids, use_cache=False, **positions).last_hidden_state  # (B, T, d)
+    predicts = is_target.roll(-1, dims=1)  # the column before a target predicts it
+    predicts[:, -1] = False
+    logits = backbone.model.get_output_embeddings()(hidden[predicts])  # (N, vocab): answer positions only
+    log_probs = -torch.nn.functional.cross_entropy(logits.float(), ids[is_target], reduction="none")  # (N,)
+    row = is_target.nonzero()[:, 0]
+    zeros = log_probs.new_zeros(len(ids))
+    return AnswerScore(zeros.index_add(0, row, log_probs), is_target.sum(dim=1))
+
+
+@torch.no_grad()
+def greedy_lines(backbone: Backbone, ids: Tensor, mask: Tensor, injection: seam.Injection, max_new_tokens: int,
+                 start: int = 0) -> list[str]:
+    """The first line that follows each left-padded row, (B, T), greedily; a row's first token stands at ``start``."""
+    from transformers import GenerationConfig
+
+    tokenizer = backbone.tokenizer
+    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id,
+                              eos_token_id=tokenizer.eos_token_id)
+    positions = {"position_ids": start + _positions(mask)} if start else {}
+    with seam.inject(backbone.model, injection):
+        output = backbone.model.generate(ids, attention_mask=mask, generation_config=config, **positions,
+                                         stopping_criteria=[_line_is_complete(backbone, start=ids.shape[1])])
+    texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+    return [text.strip().split("\n")[0].strip() for text in texts]
+
+
+def _line_is_complete(backbone: Backbone, start: int):
+    """A stopping criterion: a row is done at its first line end after something else (leading ones are skipped)."""
+    from transformers import StoppingCriteria
+
+    newline = torch.tensor(backbone.newline_ids, device=backbone.device)
+
+    class LineIsComplete(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            ends = torch.isin(input_ids[:, start:], newline)
+            return (ends & ((~ends).cumsum(dim=1) > 0)).any(dim=1)  # (B,)
+
+    return LineIsComplete()
 
 
 def _positions(attention_mask: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainSettings(Settings):
-    """Defaults are the published protocol [C]; ``max_questions`` and ``autocast`` are ours [D]."""
+    """Defaults are the published protocol [C]; ``max_questions``, ``memory`` and ``autocast`` are ours [D]."""
 
     epochs: int = 10
     batch_size: int = 16  # questions a step
@@ -34,6 +34,7 @@ class TrainSettings(Settings):
     clip: float = 1.0  # largest gradient norm
     seed: int = 42  # of the data order
     max_questions: int | None = None  # train on a seeded sample of this many; None: all
+    memory: str = "own"  # "initial": every question reads the untouched P_0, which teaches the answers' format alone
     autocast: bool | str = "auto"  # bf16 where the processor computes in it
     progress: bool = True
 
@@ -41,8 +42,11 @@ class TrainSettings(Settings):
         super().__post_init__()
         self.require(self.epochs >= 1 and self.batch_size >= 1, "epochs and batch_size must be at least 1")
         self.require(self.lr > 0 and self.clip > 0, "lr and clip must be above 0")
-        self.require(self.warmup_steps >= 0 and self.weight_decay >= 0, "warmup_steps and weight_decay cannot be negative")
+        self.require(self.warmup_steps >= 0 and self.weight_decay >= 0,
+                     "warmup_steps and weight_decay cannot be negative")
         self.require(self.max_questions is None or self.max_questions >= 1, "max_questions must be at least 1, or None")
+        self.require(self.memory in ("own", "initial"), f"unknown memory {self.memory!r}: known are 'own' (the bank "
+                     "that the conversation wrote) and 'initial' (P_0)")
 
 
 def train(model: MemoryModel, conversations: Sequence[Conversation], **settings) -> "pandas.DataFrame":
@@ -65,8 +69,10 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], **settings)
             kept = torch.randperm(len(questions), generator=generator)[: s.max_questions].tolist()
             questions = [questions[i] for i in sorted(kept)]
         used = {c.id: c for c, _ in questions}
-        states = encode_all(model.backbone, used.values(), s.progress, s.autocast)
-        banks = {id: final_bank(model, c, states[id]) for id, c in used.items()}
+        banks = dict.fromkeys(used, model.adapter.initial_state())
+        if s.memory == "own" and model.adapter.initial_state():  # else there is nothing to write
+            states = encode_all(model.backbone, used.values(), s.progress, s.autocast)
+            banks = {id: final_bank(model, c, states[id]) for id, c in used.items()}
         lengths = [len(model.backbone.token_ids(f"{q.question} {q.answer}")) for _, q in questions]
         ids = [c.id for c, _ in questions]
 
@@ -74,7 +80,8 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], **settings)
         optimizer = torch.optim.AdamW(parameters, lr=s.lr, weight_decay=s.weight_decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, s.warmup_steps, total))
         start = time.perf_counter()
-        with tqdm(total=total, desc=f"train {model.method}", unit="step", disable=not s.progress, mininterval=1.0) as bar:
+        with tqdm(total=total, desc=f"train {model.method}", unit="step", disable=not s.progress,
+                  mininterval=1.0) as bar:
             for epoch in range(s.epochs):
                 for batch in _epoch_batches(ids, lengths, s.batch_size, generator):
                     bank = banks[ids[batch[0]]]
