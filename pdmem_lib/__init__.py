@@ -11,7 +11,9 @@ Decoder-Only LLMs" (arXiv:2603.22329), [C] its companion on encoder-decoders (ar
 
 Where things are: `backbone` (frozen models), `seam` (where memory enters), `write` (write rules), `methods` (the six
 methods and their registry), `memory` (MemoryModel), `locomo` and `synthetic` (data), `states` (cached hidden states),
-`training`, `evaluation`, `metrics`, `experiment` (one run of the study), `figures`.
+`training`, `evaluation`, `metrics`, `provenance` (which turn left what), `references` (what stands beside a memory),
+`estimates` (intervals and the verdict), `recall` (a task whose answer is known), `experiment` (one run of the study),
+`figures`.
 """
 
 from . import metrics, write

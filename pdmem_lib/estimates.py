@@ -8,7 +8,7 @@ function of tables; randomness comes from a seed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,8 @@ POWER = 0.8  # with which `Estimate.smallest_effect` would have been seen
 RESAMPLES = 2000
 AGAINST = ("other", "zero", "off", "initial", "random", "shuffled")  # own memory minus each of these
 SCORES = {"logp": "nats per token", "f1": "points"}
-FORMAT = ".format"  # ends the name of a method whose adapter was trained, and is read, with no memory to read
+FORMAT = ".format"  # ends the name of a method whose adapter is trained and measured with no memory to read
+LORA = ".lora"  # ends the name of a method in whose place LoRA of as many parameters is trained
 PRIMARY = ("own - other", "logp")  # the one contrast that gives a verdict
 REMEMBERS, UNTOLD, WORSE = "remembers", "cannot be told", "worse"
 RULE = (
@@ -115,7 +116,7 @@ def permutation_p(differences: ArrayLike, resamples: int = RESAMPLES, seed: int 
 
 def null_retained(lags: ArrayLike, f1_own: ArrayLike, f1_zero: ArrayLike, resamples: int = 1000,
                   seed: int = 0) -> np.ndarray:
-    """What noise scores under the published metric: ``resamples`` printed means (%), sorted.
+    """What noise scores under the published metric: printed means (%) of ``resamples`` simulations, (resamples,).
 
     Each simulation exchanges own and zero at random question by question, which keeps the questions, the lags and the
     size of every difference and takes all memory away; then clips, averages by bucket and smooths as the metric does.
@@ -129,7 +130,7 @@ def null_retained(lags: ArrayLike, f1_own: ArrayLike, f1_zero: ArrayLike, resamp
     sums = np.zeros((resamples, len(n)))
     np.add.at(sums.T, index, clipped.T)
     raw = np.divide(100 * sums, n, out=np.full_like(sums, np.nan), where=n > 0)  # (R, buckets)
-    return np.sort([np.nanmean(metrics.isotonic_non_increasing(row, n)) for row in raw])
+    return np.array([np.nanmean(metrics.isotonic_non_increasing(row, n)) for row in raw])
 
 
 # --- from the table of all runs ---------------------------------------------------------------------------------------
@@ -159,7 +160,7 @@ def estimates(table: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.Dat
     import pandas as pd
 
     rows = []
-    for (method, capacity), group in table.groupby(["method", "capacity"], sort=False):
+    for (method, capacity), group in _by_method(table):
         for against in (*AGAINST, "format"):
             for score, unit in SCORES.items():
                 if f"{score}_{against}" not in group or group[f"{score}_{against}"].isna().all():
@@ -174,14 +175,14 @@ def estimates(table: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.Dat
     return pd.DataFrame(rows, columns=columns)
 
 
-def beside_format(table: pandas.DataFrame) -> pandas.DataFrame:
-    """The rows of memory methods, with ``logp_format`` and ``f1_format``: the same question, seed and capacity answered
-    by the same adapter trained and read with no memory (method "<name>.format"); NaN where that run is not there."""
+def with_memory(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The rows of methods that have a memory, with ``logp_format`` and ``f1_format``: the same question, seed and
+    capacity, answered by the same adapter trained and read with no memory ("<method>.format"); NaN without that run."""
     keys = ["method", "capacity", "seed", "conversation", "number"]
-    control = table["method"].str.endswith(FORMAT)
-    trained = table[control].assign(method=lambda t: t["method"].str.removesuffix(FORMAT))
+    trained = table[table["method"].str.endswith(FORMAT)].assign(method=lambda t: t["method"].str.removesuffix(FORMAT))
     trained = trained[[*keys, "logp_own", "f1_own"]].rename(columns={"logp_own": "logp_format", "f1_own": "f1_format"})
-    return table[~control].merge(trained, on=keys, how="left")
+    beside = table["method"].str.endswith((FORMAT, LORA)) | (table["method"] == "baseline")
+    return table[~beside].merge(trained, on=keys, how="left")
 
 
 def breakdown(table: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.DataFrame:
@@ -195,7 +196,7 @@ def breakdown(table: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.Dat
 
     table, rows = table.reset_index(drop=True), []
     kinds = question_kinds(table)
-    for (method, capacity), group in table.groupby(["method", "capacity"], sort=False):
+    for (method, capacity), group in _by_method(table):
         if group["logp_other"].isna().all():
             continue
         for kind, values in kinds.items():
@@ -231,10 +232,90 @@ def question_kinds(table: pandas.DataFrame) -> dict[str, pandas.Series]:
     }
 
 
-def mean_interval(values: ArrayLike, conversations: Sequence, resamples: int = RESAMPLES) -> tuple[float, float, float]:
-    """Mean of a score per question (Q,) with its 95 % interval over questions."""
-    found = estimate(values, conversations, resamples)
-    return found.effect, found.low, found.high
+def noise_floor(table: pandas.DataFrame, resamples: int = 1000) -> pandas.DataFrame:
+    """The published score beside what noise alone scores: method, capacity, seeds, n, retained_mean, noise_mean,
+    noise_high (95 % of simulations stay below), all in %, and delta_f1 (points, unclipped).
+
+    Means over the seeds, of the scores as of the simulations. ``table`` as in `estimates`, with lag.
+    """
+    import pandas as pd
+
+    rows = []
+    for (method, capacity), group in _by_method(table):
+        runs = [run for _, run in group.groupby("seed")]
+        scores = [metrics.printed_mean(metrics.forgetting_curve(run["lag"], metrics.retained(run["f1_own"], run["f1_zero"])))
+                  for run in runs]
+        null = np.mean([null_retained(run["lag"], run["f1_own"], run["f1_zero"], resamples, seed)
+                        for seed, run in enumerate(runs)], axis=0)
+        rows.append(dict(method=method, capacity=capacity, seeds=len(runs), n=len(runs[0]), retained_mean=np.mean(scores),
+                         noise_mean=null.mean(), noise_high=np.quantile(null, 1 - ALPHA),
+                         delta_f1=100 * (group["f1_own"] - group["f1_zero"]).mean()))
+    return pd.DataFrame(rows)
+
+
+def controls(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The answer under every memory: method, capacity, memory, value (nats per token), f1 (%). Means over questions and
+    seeds; a memory that was not measured has no row. ``table`` as in `estimates`."""
+    import pandas as pd
+
+    rows = [dict(method=method, capacity=capacity, memory=memory, value=group[f"logp_{memory}"].mean(),
+                 f1=100 * group[f"f1_{memory}"].mean())
+            for (method, capacity), group in _by_method(table) for memory in ("own", *AGAINST, "format")
+            if f"logp_{memory}" in group and group[f"logp_{memory}"].notna().any()]
+    return pd.DataFrame(rows)
+
+
+def turn_finding(turns: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.DataFrame:
+    """Does attention to memory point at the evidence? method, capacity, mrr with low and high, chance, others (the mean
+    reciprocal rank of the same evidence under other questions' attention), and the `Estimate` of mrr - others.
+
+    ``turns`` as `provenance.find_turns` gives them, with method, capacity, seed. Only what is beyond ``others`` belongs
+    to the question: the rest is recency and length.
+    """
+    import pandas as pd
+
+    rows = []
+    for (method, capacity), group in _by_method(turns.dropna(subset=["reciprocal_rank", "reciprocal_rank_others"])):
+        group = group.assign(none=0.0)
+        mrr = estimate(*differences(group, "reciprocal_rank", "none"), resamples)
+        beyond = estimate(*differences(group, "reciprocal_rank", "reciprocal_rank_others"), resamples)
+        rows.append(dict(method=method, capacity=capacity, mrr=mrr.effect, mrr_low=mrr.low, mrr_high=mrr.high,
+                         chance=group["chance"].mean(), others=group["reciprocal_rank_others"].mean(), **asdict(beyond)))
+    return pd.DataFrame(rows)
+
+
+def reference_points(questions: pandas.DataFrame, references: pandas.DataFrame,
+                     resamples: int = RESAMPLES) -> pandas.DataFrame:
+    """Quality against cost: a row for the frozen model, each text in its prompt, what was trained without memory, and
+    each memory: reference, group, method, capacity, n, f1 (%) with low and high (over questions), locomo (%), logp (nats
+    per token), tokens (read per question), seconds (per question), bytes (kept per conversation).
+
+    ``questions``: the runs' tables of questions, ``references`` those of `references.ask_references`.
+    """
+    import pandas as pd
+
+    def row(label, group, method, capacity, f1, part, locomo):
+        found = estimate(*f1, resamples)
+        return dict(reference=label, group=group, method=method, capacity=capacity, n=found.n, f1=100 * found.effect,
+                    low=100 * found.low, high=100 * found.high, locomo=100 * part[locomo].mean(),
+                    **{name: part[name].mean() for name in ("logp", "tokens", "seconds", "bytes")})
+
+    rows = []
+    once = references.drop_duplicates(["reference", "conversation", "number"])  # no seed changes them
+    for label, part in once.groupby("reference", sort=False):
+        f1 = part["f1"].to_numpy()[None], part["conversation"].to_numpy()
+        rows.append(row(label, "frozen" if label == "frozen" else "prompt", "", float("nan"), f1, part, "locomo"))
+    for (method, capacity), part in _by_method(questions[questions["method"] != "baseline"]):
+        part = part.assign(none=0.0, logp=part["logp_own"])
+        name, kind = next(((method.removesuffix(s), s) for s in (FORMAT, LORA) if method.endswith(s)), (method, ""))
+        label = {FORMAT: f"{name}, no memory to read", LORA: f"LoRA, as large as {name}"}.get(kind, name)
+        rows.append(row(label, "trained without memory" if kind else "memory", method, capacity,
+                        differences(part, "f1_own", "none"), part, "locomo_own"))
+    return pd.DataFrame(rows)
+
+
+def _by_method(table: pandas.DataFrame) -> Iterator[tuple[tuple[str, int], pandas.DataFrame]]:
+    return iter(table.groupby(["method", "capacity"], sort=False))
 
 
 def _draws(rng: np.random.Generator, n: int, resamples: int) -> np.ndarray:

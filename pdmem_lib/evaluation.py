@@ -1,23 +1,27 @@
 """How much a trained memory retains, by the published protocol [A, C] and beside it by ours [D].
 
-Every question is answered, greedily and from the question alone, with the conversation's own bank, with its state set
-to zero (the paper's control), and by the bare frozen model; and its gold answer is scored under these and under the
-banks of the other test conversations [D]. The frozen model's part depends on no method: it is computed once and cached.
+Every question is answered, greedily and from the question alone, and its gold answer scored, under its conversation's
+own bank and under controls that a memory must beat: the state set to zero (the paper's control), the bare frozen model
+("off"), the untouched initial state, every other test conversation's bank, a random bank of the same norms, and the own
+bank with its entries shuffled where their order should not matter. The frozen model's part depends on no method: it is
+computed once and cached.
 """
 
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from . import memory as prompts
-from . import metrics
+from . import metrics, provenance
 from .backbone import Backbone, use_bf16
 from .files import atomic_path, cache_folder
 from .locomo import CATEGORIES, Conversation, Question
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SAMPLE_SEED = 0  # of the question sample: one for all runs, so that every method is asked the same questions
+MEMORIES = ("own", "zero", "off", "other", "initial", "random", "shuffled")
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,13 @@ class EvaluateSettings(Settings):
     batch_size: int = 32
     questions_per_bucket: int | None = None  # ask a seeded sample of at most this many per lag bucket
     knowledge_points: int | None = None  # sessions at which K_s is measured, evenly spread, first and last included
+    memory: str = "own"  # "initial": P_0 stands for every bank, for an adapter that was trained with no memory to read
     autocast: bool | str = "auto"
     progress: bool = True
 
     def __post_init__(self):
         super().__post_init__()
+        self.require(self.memory in ("own", "initial"), f"memory must be 'own' or 'initial', got {self.memory!r}")
         self.require(self.max_new_tokens >= 1 and self.batch_size >= 1, "max_new_tokens and batch_size must be at least 1")
         self.require(self.questions_per_bucket is None or self.questions_per_bucket >= 1,
                      "questions_per_bucket must be at least 1, or None for all")
@@ -55,10 +62,12 @@ class EvaluateSettings(Settings):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` measured. ``per_question``: a row a question; ``checkpoints``: its F1 after earlier sessions."""
+    """What `evaluate` measured. ``per_question``: a row a question; ``checkpoints``: its F1 after earlier sessions;
+    ``turns``: how high attention to memory ranks its evidence (`provenance.find_turns`)."""
 
     per_question: "pandas.DataFrame"
     checkpoints: "pandas.DataFrame"  # session, conversation, question, f1
+    turns: "pandas.DataFrame"
 
     def forgetting_curve(self) -> "pandas.DataFrame":
         """Retained-memory score by lag bucket: bucket, lag_low, lag_high, n, raw, smoothed (%) [A, C]."""
@@ -81,12 +90,14 @@ class Evaluation:
 
         retained_mean: unweighted mean of the smoothed buckets, the paper's printed Mean [C]; retained_weighted: mean
         over questions; retained_without_5: the same without category 5, whose gold is one fixed sentence [D];
-        delta_f1: own - zero, unclipped [D]; adapter_tax: off - zero; adapter_benefit: own - off [C].
+        delta_f1: own - zero, unclipped [D]; adapter_tax: off - zero; adapter_benefit: own - off [C]; f1_* and logp_*
+        under every memory; locomo_*: the benchmark's own score. The cost of a question: tokens read (prompt and
+        memory entries), seconds; and bytes kept per conversation.
         """
         import pandas as pd
 
         table = self.per_question
-        mean = {name: 100 * table[name].mean() for name in ("f1_own", "f1_zero", "f1_off", "locomo_own")}
+        mean = {name: 100 * table[name].mean() for name in table if name.startswith(("f1_", "locomo_"))}
         curve = self.knowledge_curve()
         return pd.DataFrame([{
             "n": len(table),
@@ -98,17 +109,19 @@ class Evaluation:
             "adapter_tax": mean["f1_off"] - mean["f1_zero"],
             "adapter_benefit": mean["f1_own"] - mean["f1_off"],
             "delta_k": metrics.delta_k(curve) if len(curve) else float("nan"),
-            **{name: table[name].mean() for name in ("logp_own", "logp_other", "logp_zero", "logp_off")},
+            **{name: table[name].mean() for name in (*(f"logp_{m}" for m in MEMORIES), "tokens", "seconds", "bytes")},
         }])
 
 
 def evaluate(model: MemoryModel, conversations: Sequence[Conversation], **settings) -> Evaluation:
     """Measure ``model`` on the conversations' questions; keywords as in `EvaluateSettings`.
 
-    ``per_question`` has conversation, number (in the conversation), question, answer, category, lag, answer_own,
-    answer_zero, answer_off, f1_* in [0, 1], retained, locomo_own, logp_own, logp_zero, logp_off and logp_other (mean
-    over the other conversations' banks; NaN where there is no other), in nats per answer token. ``model.state`` is
-    left alone.
+    ``per_question`` has conversation, number (in the conversation), question, answer, category, lag, session_distance
+    (sessions between the earliest evidence and the end; NaN without evidence), evidence_count, answer_type; answer_own,
+    answer_zero, answer_off; for every memory of `MEMORIES` f1_* and (own, zero, off) locomo_* in [0, 1] and logp_* in
+    nats per answer token; retained; and what a question costs: tokens, seconds, bytes. "other" is the mean over the
+    other conversations' banks; NaN where there is none, as is "shuffled" where the order of entries counts.
+    ``model.state`` is left alone.
     """
     import pandas as pd
 
@@ -116,47 +129,38 @@ def evaluate(model: MemoryModel, conversations: Sequence[Conversation], **settin
     asked = sample_questions(conversations, s.questions_per_bucket)
     if not asked:
         raise ValueError("there is no question to ask: give conversations that have questions")
-    places, banks = _write_banks(model, conversations, asked, s)
-    final = {c.id: banks[c.id][-1][1] for c in conversations}
-    stateless = not model.adapter.initial_state()
-    others = [] if stateless else [(c.id, o.id) for c in conversations for o in conversations if c.id != o.id]
-    own = {c.id: [i for i, (id, _, _) in enumerate(asked) if id == c.id] for c in conversations}
-    later = [] if stateless else [place for place in places if place[1] is not None]  # these need answers of their own
-    total = sum(len(rows) for _, _, rows in later) + sum(len(own[id]) for id, _ in others) + (
-        0 if stateless else 4 * len(asked))
+    with_banks = s.memory == "own" and bool(model.adapter.initial_state())
+    states = encode_all(model.backbone, conversations, s.progress, s.autocast) if with_banks else {}
+    places, final = _write_banks(model, conversations, asked, states, s)
+    jobs = _jobs(model, asked, final) if with_banks else _jobs_without_banks(model, asked)
+    table = _describe(model, conversations, asked)
+    table["answer_off"], table["logp_off"] = frozen_answers(model.frozen, [q for *_, q in asked], s)
+    table["f1_off"] = list(map(metrics.token_f1, table["answer_off"], table["answer"]))
+
+    total = sum(len(rows) for _, state, rows in places if state is not None)
+    total += 2 * sum(len(rows) for each in jobs.values() for rows, _ in each)
     with tqdm(total=total, desc=f"evaluate {model.method}", unit="answer", disable=not s.progress, mininterval=1.0) as bar:
         ask = _Asker(model, asked, s, bar.update)
-        table = pd.DataFrame([dict(conversation=id, number=number, question=q.question, answer=q.answer,
-                                   category=q.category, lag=q.lag) for id, number, q in asked])
-        table["answer_off"], table["logp_off"] = frozen_answers(model.backbone, [q for *_, q in asked], s)
-        for memory in ("own", "zero"):
-            if stateless:
-                table[f"answer_{memory}"], table[f"logp_{memory}"] = table["answer_off"], table["logp_off"]
-                continue
-            jobs = [(rows, final[id]) for id, rows in own.items() if rows]
-            if memory == "zero":  # one state for all conversations
-                jobs = [(list(range(len(asked))), "zero")]
-            for rows, state in jobs:
-                table.loc[rows, f"answer_{memory}"] = ask.answers(rows, state)
-                table.loc[rows, f"logp_{memory}"] = ask.log_probs(rows, state)
-        logp_other = {id: [ask.log_probs(own[id], final[o]) for c, o in others if c == id] for id in final}
-        table["logp_other"] = table["logp_off"] if stateless else float("nan")
-        for id, each in logp_other.items():
-            if each:
-                table.loc[own[id], "logp_other"] = np.mean(each, axis=0)
-        for memory in ("own", "zero", "off"):
-            table[f"f1_{memory}"] = list(map(metrics.token_f1, table[f"answer_{memory}"], table["answer"]))
-        table["retained"] = metrics.retained(table["f1_own"], table["f1_zero"])
-        table["locomo_own"] = list(map(metrics.locomo_f1, table["answer_own"], table["answer"], table["category"]))
-
+        for memory in MEMORIES:
+            if memory in jobs:
+                ask.into(table, memory, jobs[memory])
+            elif memory != "off":  # without banks all memories are alike; else this one does not apply
+                for kind in ("answer", "f1", "logp"):
+                    table[f"{kind}_{memory}"] = float("nan") if with_banks else table[f"{kind}_{next(iter(jobs), 'off')}"]
         checkpoints = []
         for session, state, rows in places:
             f1 = table.loc[rows, "f1_own"]
-            if state is not None and not stateless:
+            if state is not None:
                 f1 = list(map(metrics.token_f1, ask.answers(rows, state), table.loc[rows, "answer"]))
             checkpoints += [dict(session=session, conversation=asked[i][0], question=asked[i][1], f1=value)
                             for i, value in zip(rows, f1, strict=True)]
-    return Evaluation(table, pd.DataFrame(checkpoints, columns=["session", "conversation", "question", "f1"]))
+    table["retained"] = metrics.retained(table["f1_own"], table["f1_zero"])
+    for memory in ("own", "zero", "off"):
+        table[f"locomo_{memory}"] = list(map(metrics.locomo_f1, table[f"answer_{memory}"], table["answer"], table["category"]))
+    turns = pd.DataFrame(columns=list(provenance.COLUMNS))
+    if with_banks:
+        turns = provenance.find_turns(model, conversations, asked, states, s.progress, s.autocast, relative=True)
+    return Evaluation(table, pd.DataFrame(checkpoints, columns=["session", "conversation", "question", "f1"]), turns)
 
 
 def sample_questions(conversations: Sequence[Conversation],
@@ -201,12 +205,93 @@ def frozen_answers(backbone: Backbone, questions: Sequence[Question],
     return answers, logp
 
 
+Jobs = dict[str, list[tuple[list[int], Memory]]]  # memory -> (rows, what stands for it); several for a row: their mean
+
+
+def _jobs(model: MemoryModel, asked: Sequence[tuple[str, int, Question]], final: dict[str, State]) -> Jobs:
+    """Which rows are asked under which state, for every memory of `MEMORIES` but "off"."""
+    everyone = list(range(len(asked)))
+    own = {id: rows for id in final if (rows := [i for i in everyone if asked[i][0] == id])}
+    jobs: Jobs = {
+        "own": [(rows, final[id]) for id, rows in own.items()],
+        "zero": [(everyone, "zero")],
+        "other": [(rows, state) for id, rows in own.items() for other, state in final.items() if other != id],
+        "initial": [(everyone, model.adapter.initial_state())],
+        "random": [(rows, random_bank(final[id], model.settings.seed)) for id, rows in own.items()],
+    }
+    if model.adapter.entries_are_a_set:
+        jobs["shuffled"] = [(rows, shuffled_bank(final[id], model.settings.seed)) for id, rows in own.items()]
+    return {memory: each for memory, each in jobs.items() if each}
+
+
+def _jobs_without_banks(model: MemoryModel, asked: Sequence[tuple[str, int, Question]]) -> Jobs:
+    """For what reads no bank: P_0 in its place (memory="initial"), LoRA, or nothing (baseline: it is the frozen model)."""
+    everyone = list(range(len(asked)))
+    if model.adapter.initial_state():
+        return {"own": [(everyone, model.adapter.initial_state())], "zero": [(everyone, "zero")]}
+    return {"own": [(everyone, "own")]} if model.num_trainable else {}
+
+
+def random_bank(state: State, seed: int) -> State:
+    """Gaussian entries, each of the norm of the entry it stands for [D]."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def like(entries: Tensor) -> Tensor:
+        noise = torch.randn(entries.shape, generator=generator).to(entries.device)
+        return noise * (entries.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
+
+    return {name: like(entries) for name, entries in state.items()}
+
+
+def shuffled_bank(state: State, seed: int) -> State:
+    """The same entries in another order [D]."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: t[torch.randperm(len(t), generator=generator).to(t.device)] for name, t in state.items()}
+
+
+def _describe(model: MemoryModel, conversations: Sequence[Conversation], asked) -> "pandas.DataFrame":
+    """A row a question: what it is, and what reading the memory costs it."""
+    import pandas as pd
+
+    by_id = {c.id: c for c in conversations}
+    state = model.adapter.initial_state()
+    entries = 0 if model.adapter.needs_inputs else sum(len(t) for t in state.values())
+    rows = []
+    for id, number, q in asked:
+        sessions = by_id[id].evidence_sessions(q)
+        prompt = len(model.backbone.token_ids(prompts.PROMPT.format(question=q.question)))
+        rows.append(dict(
+            conversation=id, number=number, question=q.question, answer=q.answer, category=q.category, lag=q.lag,
+            session_distance=by_id[id].turns[-1].session - sessions[0] if sessions else float("nan"),
+            evidence_count=len(q.evidence), answer_type=metrics.answer_type(q.answer),
+            seconds=float("nan"), tokens=prompt + (prompt if model.adapter.needs_inputs else entries),  # M.4 reads one entry a prompt token
+            bytes=sum(t.numel() * t.element_size() for t in state.values())))
+    return pd.DataFrame(rows)
+
+
 class _Asker:
     """Asks rows of the question table in length-sorted batches that share one memory."""
 
     def __init__(self, model: MemoryModel, asked: Sequence[tuple[str, int, Question]], s: EvaluateSettings,
                  on_batch: Callable[[int], object]):
         self.model, self.asked, self.s, self.on_batch = model, asked, s, on_batch
+
+    def into(self, table: "pandas.DataFrame", memory: str, jobs: Sequence[tuple[list[int], Memory]]) -> None:
+        """Ask each job's rows and put the columns answer_, f1_ and logp_<memory> in; a row of several gets their mean."""
+        n, began = len(self.asked), time.perf_counter()
+        answers, f1, logp, times = [""] * n, np.zeros(n), np.zeros(n), np.zeros(n)
+        for rows, state in jobs:
+            for i, answer in zip(rows, self.answers(rows, state), strict=True):
+                answers[i] = answer
+                f1[i] += metrics.token_f1(answer, self.asked[i][2].answer)
+            times[rows] += 1
+        seconds = time.perf_counter() - began
+        for rows, state in jobs:
+            logp[rows] += self.log_probs(rows, state)
+        with np.errstate(invalid="ignore"):  # a row of no job: NaN
+            table[f"answer_{memory}"], table[f"f1_{memory}"], table[f"logp_{memory}"] = answers, f1 / times, logp / times
+        if memory == "own":
+            table["seconds"] = seconds / n
 
     def answers(self, rows: Sequence[int], memory: Memory) -> list[str]:
         with self.model.backbone.autocast(self.s.autocast):
@@ -227,32 +312,29 @@ class _Asker:
         return [value[i] for i in rows]
 
 
-def _write_banks(model: MemoryModel, conversations: Sequence[Conversation], asked, s: EvaluateSettings):
+def _write_banks(model: MemoryModel, conversations: Sequence[Conversation], asked, states, s: EvaluateSettings):
     """Banks of every conversation at the knowledge curve's checkpoints and at its end.
 
-    Returns (places, banks): places is a list of (session, state or None for the final one, rows asked there), banks
-    the kept (session, state) of each conversation, the final one last.
+    Returns (places, final): places is a list of (session, state or None where it is the final one, rows asked there),
+    final the last state of each conversation. Without ``states`` nothing is written, and the final one serves for all.
     """
-    stateless = not model.adapter.initial_state()
-    states = {} if stateless else encode_all(model.backbone, conversations, s.progress, s.autocast)
     numbers = sorted({turns[0].session for c in conversations for turns in c.sessions})
     if s.knowledge_points is not None and s.knowledge_points < len(numbers):
         spread = np.linspace(0, len(numbers) - 1, s.knowledge_points).round().astype(int)
         numbers = [numbers[i] for i in spread]
-    banks: dict[str, list[tuple[int, State]]] = {}
+    final: dict[str, State] = {}
     places: list[tuple[int, State | None, list[int]]] = []
     for c in conversations:
-        if stateless:
-            after = [(turns[0].session, {}) for turns in c.sessions]
-        else:
-            after = list(banks_by_session(model, c, states[c.id]))
-        last = after[-1][0]
-        held = {number: max((session for session, _ in after if session <= number), default=None) for number in numbers}
-        banks[c.id] = [(session, state) for session, state in after if session in held.values() or session == last]
-        by_session = dict(banks[c.id])
+        sessions = [turns[0].session for turns in c.sessions]
+        held = {number: max((session for session in sessions if session <= number), default=None) for number in numbers}
+        after = {session: None for session in sessions}
+        if states:
+            for session, state in banks_by_session(model, c, states[c.id]):
+                after[session] = state if session in held.values() and session != sessions[-1] else None
+                final[c.id] = state
         learnt = {i: max(c.evidence_sessions(q), default=None) for i, (id, _, q) in enumerate(asked) if id == c.id}
         for number in numbers:
             rows = [i for i, session in learnt.items() if session is not None and session <= number]
             if rows and held[number] is not None:
-                places.append((number, None if held[number] == last else by_session[held[number]], rows))
-    return places, banks
+                places.append((number, after[held[number]], rows))
+    return places, final

@@ -22,10 +22,12 @@ import torch
 from . import locomo
 from .backbone import TINY_NAMES, Backbone, resolve_backbone
 from .evaluation import Evaluation, EvaluateSettings, frozen_answers, sample_questions
+from .estimates import FORMAT, LORA
 from .files import atomic_path
 from .locomo import Conversation
 from .memory import MemoryModel
 from .methods import METHODS, MemorySettings, method_name
+from .references import LoRAModel, ask_references, prompt_references
 from .settings import Settings
 from .states import encode_all
 from .synthetic import synthetic_conversations
@@ -35,12 +37,15 @@ if TYPE_CHECKING:
     import pandas
 
 SYNTHETIC_SEED = 0
-RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "pandas")
+RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "pandas", "scipy", "peft")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A size of the study: which runs, and the settings of each. Settings not named keep the protocol's values [C]."""
+    """A size of the study: which runs, and the settings of each. Settings not named keep the protocol's values [C].
+
+    ``methods`` are names of the registry and of what is trained beside them: "slot.format", "slot.lora" (`Experiment`).
+    """
 
     about: str
     methods: tuple[str, ...]
@@ -48,33 +53,42 @@ class Preset:
     seeds: tuple[int, ...]
     train: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Mapping[str, Any] = field(default_factory=dict)
+    budgets: tuple[int, ...] = (64, 640)  # tokens that BM25 may fill: as many as the banks have entries [D]
+    last: int | None = None  # tokens that the last turns may fill; None: the window
     synthetic: tuple[int, int] = (10, 24)  # conversations and sessions each, where the data is synthetic
     train_conversations: int | None = None  # train on the first so many of the training split; None: on all [C]
     backbone: str = "auto"  # what "auto" stands for
     data: str = "auto"
 
 
+CONTROLS = (f"slot{FORMAT}", f"slot{LORA}")
 PRESETS = {
     "smoke": Preset(
         "every path once: tiny random model, synthetic data, six methods at both capacities, under 3 minutes",
-        methods=(*METHODS, "baseline"), capacities=(1, 10), seeds=(42,), synthetic=(5, 2),
+        methods=(*METHODS, "baseline", *CONTROLS), capacities=(1, 10), seeds=(42,), synthetic=(5, 2),
         train=dict(epochs=1, max_questions=48, lr=1e-3, warmup_steps=2),
-        evaluate=dict(questions_per_bucket=4, knowledge_points=2, max_new_tokens=8),
+        evaluate=dict(questions_per_bucket=4, knowledge_points=2, max_new_tokens=8), budgets=(64,), last=256,
         backbone="tiny-gpt2", data="synthetic"),
     "quick": Preset(
         "a pretrained model, six methods and the baseline at 1x, under 15 minutes on 2 cores: a first look, no verdict",
-        methods=(*METHODS, "baseline"), capacities=(1,), seeds=(42,), synthetic=(5, 16), train_conversations=2,
+        methods=(*METHODS, "baseline", *CONTROLS), capacities=(1,), seeds=(42,), synthetic=(5, 16), train_conversations=2,
         train=dict(epochs=1, max_questions=256, lr=1e-3, warmup_steps=2),
-        evaluate=dict(questions_per_bucket=16, knowledge_points=3)),
+        evaluate=dict(questions_per_bucket=16, knowledge_points=3), budgets=(64, 256), last=1024),
     "full": Preset(
         "the published protocol: six methods and the baseline, 1x and 10x, three seeds, every question",
-        methods=(*METHODS, "baseline"), capacities=(1, 10), seeds=(42, 43, 44)),
+        methods=(*METHODS, "baseline", *(f"{name}{FORMAT}" for name in METHODS), f"slot{LORA}", f"gated{LORA}"),
+        capacities=(1, 10), seeds=(42, 43, 44)),
 }
 
 
 @dataclass(frozen=True)
 class Experiment(Settings):
-    """The parameters of one run. ``None`` stands for the preset's value, or else the protocol's [C]."""
+    """The parameters of one run. ``None`` stands for the preset's value, or else the protocol's [C].
+
+    ``method`` is a name of the registry, or one with a suffix for what is trained beside it: "slot.format", the same
+    adapter trained and read with P_0 in place of every bank, so that it can learn nothing but the form of an answer;
+    "slot.lora", LoRA of as many parameters and no memory at all [D].
+    """
 
     backbone: str = "auto"
     data: str = "auto"  # "locomo", "synthetic", a LoCoMo-format JSON file, or "auto": LoCoMo where it can be had
@@ -105,7 +119,10 @@ class Experiment(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "method", method_name(self.method))
+        name, suffix = split_name(self.method)
+        object.__setattr__(self, "method", method_name(name) + suffix)
+        if suffix and self.method.startswith("baseline"):
+            raise ValueError(f"{self.method!r}: the baseline has no adapter to train; name one of {', '.join(METHODS)}")
         if self.preset not in PRESETS:
             raise ValueError(f"unknown preset {self.preset!r}: known are {', '.join(PRESETS)}")
         self.memory_settings, self.train_settings, self.evaluate_settings  # noqa: B018 - refuse bad ones now
@@ -116,16 +133,31 @@ class Experiment(Settings):
 
     @property
     def memory_settings(self) -> MemorySettings:
-        return MemorySettings(**self._given(MemorySettings))
+        return MemorySettings(**{**self._given(MemorySettings), "method": split_name(self.method)[0]})
 
     @property
     def train_settings(self) -> TrainSettings:
-        return TrainSettings.from_mapping({**PRESETS[self.preset].train, **self._given(TrainSettings)})
+        return TrainSettings.from_mapping({**PRESETS[self.preset].train, **self._given(TrainSettings), **self._reads})
 
     @property
     def evaluate_settings(self) -> EvaluateSettings:
         given = {k: v for k, v in self._given(EvaluateSettings).items() if k != "batch_size"}  # that is training's
-        return EvaluateSettings.from_mapping({**PRESETS[self.preset].evaluate, **given})
+        return EvaluateSettings.from_mapping({**PRESETS[self.preset].evaluate, **given, **self._reads})
+
+    @property
+    def _reads(self) -> dict[str, str]:
+        return {"memory": "initial"} if self.method.endswith(FORMAT) else {}
+
+    def build(self, backbone: Backbone) -> MemoryModel:
+        """The model that this run trains and measures."""
+        model = MemoryModel(backbone, **asdict(self.memory_settings))
+        return LoRAModel(backbone, model.num_trainable, self.seed) if self.method.endswith(LORA) else model
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """("slot", ".format") of "slot.format", ("slot", "") of "slot"."""
+    suffix = next((suffix for suffix in (FORMAT, LORA) if name.endswith(suffix)), "")
+    return name.removesuffix(suffix), suffix
 
 
 @dataclass(frozen=True)
@@ -193,6 +225,14 @@ def encode(backbone: Backbone, data: Data, experiment: Experiment) -> int:
     return sum(s.num_tokens for s in states.values())
 
 
+def reference_points(backbone: Backbone, data: Data, experiment: Experiment) -> "pandas.DataFrame":
+    """The run's questions, asked with pieces of the conversation in the prompt: `references.ask_references`."""
+    settings = experiment.evaluate_settings
+    asked = sample_questions(data.test, settings.questions_per_bucket)
+    points = prompt_references(PRESETS[experiment.preset].budgets, PRESETS[experiment.preset].last)
+    return ask_references(backbone, data.test, asked, points, settings)
+
+
 def title(backbone: str, preset: str, data: str, seeds: Sequence[int] = ()) -> str:
     """What stands under every figure's title: where its numbers come from."""
     words = [f"backbone {backbone}", f"preset {preset}", "LoCoMo" if data == "locomo" else f"data {Path(data).name}"]
@@ -206,21 +246,25 @@ def title(backbone: str, preset: str, data: str, seeds: Sequence[int] = ()) -> s
 
 
 def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "pandas.DataFrame",
-             evaluation: Evaluation, started: float) -> dict[str, Any]:
+             evaluation: Evaluation, started: float, references: "pandas.DataFrame | None" = None) -> dict[str, Any]:
     """Write a finished run into ``experiment.output_dir``; ``started`` is the `time.time` of its begin. Returns the record.
 
     Tables (each row says which run it is of): per_question.parquet, forgetting.csv, knowledge.csv, categories.csv,
-    summary.csv, history.csv; ``adapter/``; and last record.json.
+    summary.csv, history.csv, turns.csv, and references.parquet where given; ``adapter/``; and last record.json.
     """
     folder = Path(experiment.output_dir)
     run = {"method": experiment.method, "capacity": experiment.capacity, "seed": experiment.seed}
     tables = {"forgetting": evaluation.forgetting_curve(), "knowledge": evaluation.knowledge_curve(),
-              "categories": evaluation.by_category(), "summary": evaluation.summary(), "history": history}
+              "categories": evaluation.by_category(), "summary": evaluation.summary(), "history": history,
+              "turns": evaluation.turns}
     for name, table in tables.items():
         with atomic_path(folder / f"{name}.csv") as partial:
             _labelled(table, run).to_csv(partial, index=False)
     with atomic_path(folder / "per_question.parquet") as partial:
         _labelled(evaluation.per_question, run).to_parquet(partial, index=False)
+    if references is not None:
+        with atomic_path(folder / "references.parquet") as partial:
+            _labelled(references, run).to_parquet(partial, index=False)
     model.save_pretrained(folder / "adapter")
     record = run_record(experiment, model, data, time.time() - started)
     with atomic_path(folder / "record.json") as partial:
@@ -231,8 +275,8 @@ def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "p
 def run_record(experiment: Experiment, model: MemoryModel, data: Data, seconds: float) -> dict[str, Any]:
     """Everything that a number needs to be traced to its run."""
     return {
-        "backbone": model.backbone.name,
-        "backbone_fingerprint": model.backbone.fingerprint,
+        "backbone": model.frozen.name,
+        "backbone_fingerprint": model.frozen.fingerprint,
         "data": data.name if data.name in ("locomo", "synthetic") else Path(data.name).name,
         "data_sha256": data.sha256,
         "preset": experiment.preset,

@@ -120,9 +120,10 @@ def test_noise_scores_above_zero_and_the_simulation_says_how_much():
     pairs = [np.clip(base[:, None] + rng.normal(0, 0.05, (len(base), 2)), 0, 1) for _ in range(40)]
     scores = [metrics.printed_mean(metrics.forgetting_curve(LAGS, metrics.retained(*pair.T))) for pair in pairs]
     null = estimates.null_retained(LAGS, *pairs[0].T)
-    assert min(scores) > 0.5 and (np.diff(null) >= 0).all() and len(null) == 1000
+    assert min(scores) > 0.5 and len(null) == 1000
     assert null.mean() == pytest.approx(np.mean(scores), rel=0.1)
-    assert sum(null[25] <= score <= null[974] for score in scores) >= 34  # one set's floor holds for the others
+    low, high = np.quantile(null, [0.025, 0.975])
+    assert sum(low <= score <= high for score in scores) >= 34  # one set's floor holds for the others
 
 
 def test_simulated_scores_are_the_metrics_own():
@@ -131,7 +132,7 @@ def test_simulated_scores_are_the_metrics_own():
     null = estimates.null_retained(lags, own, zero, resamples=3, seed=9)
     flip = np.random.default_rng(9).random((3, 20)) < 0.5
     by_hand = sorted(metrics.printed_mean(metrics.forgetting_curve(lags, np.where(f, 0, own))) for f in flip)
-    np.testing.assert_allclose(null, by_hand)
+    np.testing.assert_allclose(np.sort(null), by_hand)
 
 
 # ---- from the table of all runs ----
@@ -165,7 +166,7 @@ def test_style_is_not_memory(table):
 
 def test_the_format_control_is_paired_with_its_method(table):
     control = table[table["method"] == "slot"].assign(method="slot.format", logp_own=-3.0, f1_own=0.05)
-    both = estimates.beside_format(pd.concat([table, control]))
+    both = estimates.with_memory(pd.concat([table, control, table.assign(method="slot.lora"), table.assign(method="baseline")]))
     assert set(both["method"]) == {"slot", "gated"} and len(both) == len(table)
     assert (both.loc[both["method"] == "slot", "logp_format"] == -3.0).all()
     assert both.loc[both["method"] == "gated", "logp_format"].isna().all()

@@ -209,8 +209,8 @@ def test_settings_cannot_be_changed_and_an_int_passes_for_a_float():
 
 # ---- evaluate --------------------------------------------------------------------------------------------------------
 
-COLUMNS = {"conversation", "question", "answer", "category", "lag", "f1_own", "f1_zero", "f1_off", "logp_own", "logp_zero",
-           "logp_other", "logp_off", "answer_own", "answer_zero"}
+COLUMNS = {"conversation", "question", "answer", "category", "lag", "f1_own", "f1_zero", "f1_other", "f1_off", "logp_own",
+           "logp_zero", "logp_other", "logp_off", "answer_own", "answer_zero"}
 
 
 @pytest.mark.parametrize("method", pdmem.REGISTRY)
@@ -227,8 +227,9 @@ def test_columns_and_numbers_of_an_evaluation(model, conversations, method):
     assert set(table["conversation"]) == {c.id for c in conversations[:2]}
     asked = {(c.id, q.question, q.answer, q.category, q.lag) for c in conversations[:2] for q in c.questions}
     assert set(table[["conversation", "question", "answer", "category", "lag"]].itertuples(index=False, name=None)) <= asked
-    assert not table.isna().any(axis=None)
-    assert table.filter(like="f1_").stack().between(0, 1).all() and (table.filter(like="logp_") < 0).all(axis=None)
+    assert not table[list(COLUMNS)].isna().any(axis=None)
+    assert table.filter(like="f1_").dropna(axis="columns").stack().between(0, 1).all()
+    assert (table.filter(like="logp_").dropna(axis="columns") < 0).all(axis=None)
     for memory in ("own", "zero", "off"):
         assert table[f"f1_{memory}"].tolist() == [
             metrics.token_f1(a, g) for a, g in zip(table[f"answer_{memory}"], table["answer"], strict=True)]
@@ -282,7 +283,7 @@ def test_a_conversation_of_which_nothing_is_asked(model, conversations):
     """A sample may leave a conversation out: its bank is still another one to the rest."""
     (_, first, *_), quiet = conversations, dataclasses.replace(conversations[0], questions=())
     table = pdmem.evaluate(small(model, "slot"), [quiet, first], questions_per_bucket=2, **FEW).per_question
-    assert set(table["conversation"]) == {first.id} and not table.isna().any(axis=None)
+    assert set(table["conversation"]) == {first.id} and not table[list(COLUMNS)].isna().any(axis=None)
 
 
 def test_one_conversation_has_no_other(model, conversations):
@@ -343,10 +344,10 @@ def knowing(model, monkeypatch, forgets=()):
     m.reset()
 
     def session_of(memory):
-        return next(s for s, bank in banks.items() if torch.allclose(bank["P"], memory["P"], rtol=1e-4, atol=1e-5))
+        return next((s for s, bank in banks.items() if torch.allclose(bank["P"], memory["P"], rtol=1e-4, atol=1e-5)), None)
 
     def answer(questions, max_new_tokens, memory, batch_size, on_batch):
-        if not isinstance(memory, dict):
+        if not isinstance(memory, dict) or session_of(memory) is None:  # a control: zero, initial, random, shuffled
             return ["nothing"] * len(questions)
         numbers = [int(q[9]) for q in questions]
         asked.extend((session_of(memory), i) for i in numbers)
@@ -482,9 +483,23 @@ def test_an_experiments_settings_are_the_presets_unless_given():
     assert pdmem.Experiment(preset="full").train_settings == TrainSettings()
 
 
+def test_what_is_trained_beside_a_method(tiny):
+    method, control, lora = (pdmem.Experiment(method=name) for name in ("M.6", "M.6.format", "slot.lora"))
+    assert (control.method, lora.method) == ("slot.format", "slot.lora")
+    for settings in ("train_settings", "evaluate_settings"):
+        assert getattr(control, settings) == dataclasses.replace(getattr(method, settings), memory="initial")
+        assert getattr(lora, settings) == getattr(method, settings)
+    slot, same, other = (experiment.build(tiny) for experiment in (method, control, lora))
+    assert (slot.method, same.method, other.method) == ("slot", "slot", "baseline") and other.state == {}
+    assert slot.num_trainable == same.num_trainable == pytest.approx(other.num_trainable, rel=0.05)
+    with pytest.raises(ValueError, match="the baseline has no adapter"):
+        pdmem.Experiment(method="baseline.lora")
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_hold_settings_that_exist(name):
     preset = PRESETS[name]
     TrainSettings.from_mapping(preset.train)
     EvaluateSettings.from_mapping(preset.evaluate)
-    assert set(pdmem.METHODS) <= set(preset.methods) <= set(pdmem.REGISTRY)
+    assert {*pdmem.METHODS, "baseline"} <= set(preset.methods)
+    assert [pdmem.Experiment(method=method, preset=name).method for method in preset.methods] == list(preset.methods)
