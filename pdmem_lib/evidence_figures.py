@@ -1,0 +1,463 @@
+"""Figures that weigh the evidence for a memory: effects with intervals, controls, noise, cost, the sanity task.
+
+The rules of `figures`, which offers these functions too: tidy tables in, `plotly.graph_objects.Figure` out. Intervals,
+p-values and chance levels are computed elsewhere and only drawn here; one that is NaN leaves its mark out. Unless a
+function says otherwise a table has one row a method and capacity, and anything else is a ValueError.
+"""
+
+from textwrap import wrap
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from numpy.typing import ArrayLike
+from plotly.subplots import make_subplots
+
+from ._plot import (FONT, INK, Fill, Look, add_to_panel, band, bar_style, dot_style, fill_of, finish, groups,
+                    label_panels, legend_entry, literal, look_of, mark_rows, method_panels, panel_height, place_labels,
+                    plot_size, require, row_margin, rows_of, side_by_side, signed, span, text_width, times)
+from .locomo import CATEGORIES
+from .metrics import LAG_BUCKETS
+
+GREY = "#7A7A7A"
+NEUTRAL = Look("", INK, "circle")  # for the legend, which names no method, and points of no method
+MEMORIES = {  # memory: (name, marker, place across its row: what often scores the same must not hide each other)
+    "own": ("own memory", "circle", 0),
+    "other": ("another conversation's", "circle-open", 0),
+    "random": ("random state", "triangle-up-open", -0.36),
+    "initial": ("initial state", "diamond-open", -0.18),
+    "shuffled": ("shuffled state", "star-open", 0.18),
+    "zero": ("zero state", "x-thin-open", 0.27),
+    "off": ("off (frozen model)", "line-ns-open", -0.27),
+    "format": ("format only", "square-open", 0.36),
+}
+SCORES = {"logp": ("log-probability per answer token", 3), "f1": ("F1", 1)}  # score: (name, digits printed)
+REFERENCES = {"memory": "circle", "prompt": "square", "trained without memory": "diamond", "frozen": "cross"}
+KINDS = {"lag bucket": "lag (turns since the evidence)", "category": "question category",
+         "session distance": "sessions since the evidence", "evidence count": "turns of evidence",
+         "answer type": "kind of answer"}
+RECALL_AXES = {"lag": "lag (turns since the fact)", "load": "load (facts in the memory)",
+               "interference": "interference (like turns since)"}
+RECALLED = {  # column: (name, line)
+    "chance": ("chance", dict(width=2, dash="dashdot")),
+    "trace_theory": ("trace in theory", dict(width=2, dash="dash")),
+    "trace": ("trace left in the state", dict(width=0)),
+    "probe": ("probe of the state", dict(width=2.5, dash="dot")),
+    "accuracy": ("answered, 95 %", dict(width=3)),
+}
+KNOWN_ORDER = [*(bucket.label for bucket in LAG_BUCKETS), *CATEGORIES.values()]
+
+
+# --- is there an effect -----------------------------------------------------------------------------------------------
+
+def effect_intervals(table: pd.DataFrame, subtitle: str) -> go.Figure:
+    """One contrast on one score: effect, its 95 % intervals, and what a sample of this size could have shown.
+
+    Columns method, capacity, contrast ("own - other"), score ("logp", "f1"), unit, n, conversations, seeds, effect,
+    low, high (by question), low_clustered, high_clustered (by conversation), p, smallest_effect, verdict (printed as it
+    stands). ValueError for several contrasts or scores: one figure each.
+    """
+    require(table, "method", "capacity", "contrast", "score", "unit", "n", "conversations", "seeds", "effect", "low",
+            "high", "low_clustered", "high_clustered", "p", "smallest_effect", "verdict")
+    contrast, score, unit = (_single(table, column) for column in ("contrast", "score", "unit"))
+    contrast, unit = literal(contrast).replace(" - ", " − "), literal(unit)
+    name, digits = SCORES.get(score, (literal(score), 3))
+    rows, figure = rows_of(table), go.Figure()
+    hidden = dict(color="#D9D9D9", line=dict(color=GREY, width=1))
+    whisker = dict(mode="lines+markers", line=dict(color=INK, width=2),
+                   marker=dict(symbol="line-ns", size=14, line=dict(color=INK, width=2)))
+    for y, label, look, fill, row in rows:
+        quiet = dict(showlegend=False, hoverinfo="skip")
+        if row["smallest_effect"] > 0:  # not where it is NaN
+            figure.add_bar(x=[2 * row["smallest_effect"]], base=[-row["smallest_effect"]], y=[y], orientation="h",
+                           width=0.8, marker=hidden, **quiet)
+        figure.add_scatter(x=[row["low"], row["high"]], y=[y, y], mode="lines", line=dict(color=look.colour, width=11),
+                           **quiet)
+        figure.add_scatter(x=[row["low_clustered"], row["high_clustered"]], y=[y, y], **whisker, **quiet)
+        figure.add_scatter(x=[row["effect"]], y=[y], mode="markers", name=label, showlegend=False,
+                           marker=dict(symbol=look.symbol, size=13, color="white", line=dict(color=INK, width=2)),
+                           hovertemplate=f"{label}: %{{x:.{digits}f}} {unit}<br>{row['n']:g} questions, "
+                                         f"{row['conversations']:g} conversations, {row['seeds']:g} seeds"
+                                         "<extra></extra>")
+    legend_entry(figure, "effect", marker=dict(symbol="circle", size=13, color="white", line=dict(color=INK, width=2)))
+    legend_entry(figure, "95 % by question", mode="lines", line=dict(color=GREY, width=11))
+    legend_entry(figure, "95 % by conversation", **whisker)
+    figure.add_bar(x=[None], y=[None], name="too small for this sample", marker=hidden)
+    figure.add_vline(x=0, line=dict(color=INK, width=2))
+    mark_rows(figure, rows, {"effect": [signed(row.values["effect"], digits) for row in rows],
+                             "p": [_p(row.values["p"]) for row in rows],
+                             "verdict": [literal(row.values["verdict"]) for row in rows]}, [16, 104, 182])
+    figure.update_xaxes(title=f"{contrast}, {name} ({unit})<br>{span(table['n'])} questions, "
+                              f"{span(table['conversations'])} conversations, {span(table['seeds'])} seeds")
+    figure.update_layout(barmode="overlay")
+    return finish(figure, f"What a memory adds: {contrast}", subtitle, 330 + 38 * len(rows), row_margin(rows),
+                  right=330, foot=155)
+
+
+def noise_floor_bars(table: pd.DataFrame, subtitle: str) -> go.Figure:
+    """The published score beside what noise alone would score, and the difference before anything was clipped.
+
+    Columns method, capacity, retained_mean (%), noise_mean, noise_high (%: mean and 95th percentile of a model that
+    remembers nothing), delta_f1 (points).
+    """
+    require(table, "method", "capacity", "retained_mean", "noise_mean", "noise_high", "delta_f1")
+    rows = rows_of(table)
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, column_widths=[0.62, 0.38], horizontal_spacing=0.04)
+    floor = dict(color="rgba(60,60,60,0.3)", line=dict(color=INK, width=2))
+    for y, label, look, fill, row in rows:
+        left, right = (dict(row=1, col=column, y=[y], showlegend=False) for column in (1, 2))
+        figure.add_bar(x=[row["retained_mean"]], width=0.5, orientation="h", marker=bar_style(look.colour, fill),
+                       hovertemplate=f"{label}: %{{x:.2f}} %<extra></extra>", name=label, **left)
+        figure.add_bar(x=[row["noise_high"] - row["noise_mean"]], base=[row["noise_mean"]], width=0.84, orientation="h",
+                       marker=floor, hoverinfo="skip", **left)
+        figure.add_bar(x=[row["delta_f1"]], width=0.12, orientation="h", marker=dict(color=look.colour),
+                       hoverinfo="skip", **right)
+        figure.add_scatter(x=[row["delta_f1"]], mode="markers", marker=dot_style(look, fill), name=label,
+                           hovertemplate=f"{label}: %{{x:+.2f}} points<extra></extra>", **right)
+    figure.add_bar(x=[None], y=[None], name="published score", marker=dict(color=GREY))
+    figure.add_bar(x=[None], y=[None], name="what noise alone scores: mean to 95th percentile", marker=floor)
+    figure.add_vline(x=0, line=dict(color=INK, width=2), row=1, col=2)
+    mark_rows(figure, rows, {"score": [f"{row.values['retained_mean']:.1f}" for row in rows],
+                             "noise": ["{noise_mean:.1f}–{noise_high:.1f}".format(**row.values) for row in rows],
+                             "ΔF1": [signed(row.values["delta_f1"], 1) for row in rows]}, [16, 84, 172])
+    figure.update_xaxes(title="retained memory, mean of the buckets (%)", rangemode="tozero", row=1, col=1)
+    figure.update_xaxes(title="own − zero, unclipped ΔF1 (points)", row=1, col=2)
+    figure.update_layout(barmode="overlay")
+    return finish(figure, "Retained memory against the noise floor", subtitle, 300 + 38 * len(rows), row_margin(rows),
+                  right=235)
+
+
+def null_distribution(values: ArrayLike, observed: float, subtitle: str, title: str, x_title: str) -> go.Figure:
+    """What was observed among the values simulated under the null, (S,), with the share of them at least as high.
+
+    ValueError without any value, or for one that is not finite.
+    """
+    values = np.asarray(values, dtype=float).ravel()
+    if not len(values) or not np.isfinite([*values, observed]).all():
+        raise ValueError("this figure needs at least one simulated value, and all of them and the observed one finite")
+    high = int((values >= observed).sum())
+    counts, edges = np.histogram(values, bins=min(60, max(10, int(np.sqrt(len(values))))))
+    figure = go.Figure(go.Bar(x=(edges[:-1] + edges[1:]) / 2, y=counts, width=np.diff(edges), showlegend=False,
+                              marker=dict(color="#9DB8CC", line=dict(color="white", width=1)),
+                              hovertemplate="%{x:.4g}: %{y}<extra></extra>"))
+    figure.add_scatter(x=[observed, observed], y=[0, 1.12 * counts.max()], mode="lines", showlegend=False,
+                       line=dict(color=INK, width=4), name="observed", hovertemplate="observed %{x:.4g}<extra></extra>")
+    right = observed > (min(edges[0], observed) + max(edges[-1], observed)) / 2
+    figure.add_annotation(x=observed, y=1.12 * counts.max(), xanchor="right" if right else "left", showarrow=False,
+                          xshift=-10 if right else 10, yanchor="bottom", align="right" if right else "left",
+                          bgcolor="white",
+                          text=f"<b>observed {observed:.3g}</b><br>".replace("-", "−")
+                               + f"{high:,} of {len(values):,} simulated at least as high")
+    figure.update_yaxes(title="simulated values (count)", range=[0, 1.34 * counts.max()])
+    figure.update_xaxes(title=literal(x_title))
+    return finish(figure, literal(title), subtitle, foot=85)
+
+
+# --- what else would do as well ---------------------------------------------------------------------------------------
+
+def controls_chart(table: pd.DataFrame, subtitle: str) -> go.Figure:
+    """The answer under every memory, a row a method and capacity: log-probability left, F1 right.
+
+    Columns method, capacity, memory (of `MEMORIES`), value (nats per answer token), f1 (%), seed if several (their mean
+    is drawn). The bar from *other* to *own* is what a conversation's own memory adds; all else any memory brings.
+    """
+    require(table, "method", "capacity", "memory", "value", "f1")
+    return _memory_dots(table, {"value": ("log-probability per answer token (nats)", "nats", 3),
+                                "f1": ("F1 (%)", "points", 1)}, "The answer under every memory", subtitle, 48)
+
+
+def log_probability_bars(summary: pd.DataFrame, subtitle: str) -> go.Figure:
+    """Log-probability per answer token (nats) under four memories: the left half of `controls_chart`.
+
+    Columns method, capacity, logp_own, logp_other, logp_zero, logp_off, seed if several (their mean is drawn).
+    """
+    columns = {f"logp_{memory}": memory for memory in ("own", "other", "zero", "off")}
+    require(summary, "method", "capacity", *columns)
+    table = summary[["method", "capacity", *columns]].rename(columns=columns)
+    table = table.melt(["method", "capacity"], var_name="memory")
+    axis = "log-probability per answer token (nats; further right is better)"
+    return _memory_dots(table, {"value": (axis, "nats", 3)},
+                        "What the answer gains from a memory, and from its own", subtitle, 38)
+
+
+def _memory_dots(table: pd.DataFrame, scores: dict[str, tuple[str, str, int]], title: str, subtitle: str,
+                 row_height: int) -> go.Figure:
+    """A panel a score, {column: (name of the axis, unit, digits)}; a row a method and capacity; a marker a memory."""
+    if unknown := set(table["memory"]) - set(MEMORIES):
+        raise ValueError(f"unknown memory {', '.join(map(str, sorted(unknown)))}: known are {', '.join(MEMORIES)}")
+    memories = [memory for memory in MEMORIES if memory in set(table["memory"])]
+    means = table.groupby(["method", "capacity", "memory"])[list(scores)].mean().unstack().reset_index()
+    rows, figure = rows_of(means), make_subplots(rows=1, cols=len(scores), shared_yaxes=True, horizontal_spacing=0.03)
+    notes = {}
+    for column, (score, (axis, unit, digits)) in enumerate(scores.items(), 1):
+        points = pd.DataFrame([row.values[score] for row in rows], columns=list(MEMORIES)).reset_index(drop=True)
+        place = dict(row=1, col=column, showlegend=False)
+        for y, _, look, _, _ in rows:
+            figure.add_scatter(x=points.loc[y, ["other", "own"]], y=[y, y], mode="lines", opacity=0.6, hoverinfo="skip",
+                               line=dict(color=look.colour, width=6), **place)
+        for memory in reversed(memories):  # own memory last, on top, inside the ring of the other where they are equal
+            name, symbol, aside = MEMORIES[memory]
+            colours = [row.look.colour if memory in ("own", "other") else INK for row in rows]
+            figure.add_scatter(x=points[memory], y=[row.y + aside for row in rows], mode="markers", name=name,
+                               marker=_memory_marker(memory, colours), customdata=[row.label for row in rows], **place,
+                               hovertemplate=f"%{{customdata}}, {name}: %{{x:.{digits}f}} {unit}<extra></extra>")
+        notes[f"own − other<br>({unit})"] = [signed(points.loc[row.y, "own"] - points.loc[row.y, "other"], digits)
+                                             for row in rows]
+        figure.update_xaxes(title=axis, row=1, col=column)
+    for memory in memories:
+        legend_entry(figure, MEMORIES[memory][0], marker=_memory_marker(memory, INK))
+    mark_rows(figure, rows, notes, [16, 136][:len(notes)])
+    lines = -(-len(memories) // 4)  # of the legend
+    return finish(figure, title, subtitle, 300 + 30 * lines + row_height * len(rows), row_margin(rows),
+                  right=20 + 120 * len(scores), foot=105 + 30 * lines)
+
+
+def _memory_marker(memory: str, colour: str | list[str]) -> dict:
+    size = {"own": 10, "other": 19}.get(memory, 11)
+    return dict(symbol=MEMORIES[memory][1], size=size, color=colour, line=dict(color=colour, width=2.5))
+
+
+def reference_points(table: pd.DataFrame, subtitle: str, y: str = "f1") -> go.Figure:
+    """How good the answers are against the tokens read for each: memories beside prompts and what needs neither.
+
+    One row a labelled point: reference (its label), group (of `REFERENCES`), method (or ""), capacity (or NaN), f1 (%),
+    low, high (of F1), logp (nats), tokens, seconds (a question), bytes (kept a conversation). ``y``: "f1" or "logp".
+    """
+    require(table, "reference", "group", "method", "capacity", "f1", "low", "high", "logp", "tokens", "seconds",
+            "bytes")
+    titles = {"f1": "F1 (%), 95 % interval", "logp": "log-probability per answer token (nats)"}
+    if y not in titles:
+        raise ValueError(f"y is f1 or logp, got {y!r}")
+    if unknown := set(table["group"]) - set(REFERENCES):
+        raise ValueError(f"unknown group {', '.join(map(str, sorted(unknown)))}: known are {', '.join(REFERENCES)}")
+    if not (table["tokens"] > 0).all():
+        raise ValueError("tokens stand on a logarithmic axis: every reference must read at least one")
+    figure = finish(go.Figure(), "How good the answers are, and how much is read for them", subtitle, 800)
+    table = table.sort_values("tokens", kind="stable").reset_index(drop=True)
+    low, high = (table[side].fillna(table[y]) if y == "f1" else table[y] for side in ("low", "high"))
+    room = 0.1 * (high.max() - low.min() or 1)
+    y_range, size = [low.min() - room, high.max() + room], plot_size(figure)
+    x, ticks, crowds = _token_places(table["tokens"].to_numpy(float), size[0])
+    close = np.split(np.arange(len(x)), np.flatnonzero(np.diff(x) > 36) + 1)
+    upright = [i for near in close if len(near) > 2 for i in near]
+    for i in upright:  # their labels stand on their intervals
+        part = min(0.7, (text_width(table["reference"][i]) + 24) / size[1])
+        y_range[1] = max(y_range[1], (high[i] - part * y_range[0]) / (1 - part))
+    for i, row in table.iterrows():
+        look = look_of(row["method"]) if isinstance(row["method"], str) and row["method"] else NEUTRAL
+        fill, name = fill_of(1 if np.isnan(row["capacity"]) else row["capacity"]), literal(row["reference"])
+        error = dict(array=[high[i] - row[y]], arrayminus=[row[y] - low[i]], thickness=2, width=4, color=look.colour)
+        figure.add_scatter(x=[x[i]], y=[row[y]], mode="markers", name=name, showlegend=False, error_y=error,
+                           marker=dot_style(look._replace(symbol=REFERENCES[row["group"]]), fill),
+                           hovertemplate=f"{name}: %{{y:.3g}}<br>{row['tokens']:,.0f} tokens, {row['seconds']:.3g} s, "
+                                         f"{row['bytes']:,.0f} bytes kept<extra></extra>")
+    heights = np.stack([(y_range[1] - side) / (y_range[1] - y_range[0]) * size[1] for side in (high, table[y], low)])
+    _label_points(figure, list(table["reference"]), x, heights, upright, size)
+    for crowd in crowds:
+        left, right = x[crowd[0]] - 16, x[crowd[-1]] + 16
+        figure.add_shape(type="rect", x0=left, x1=right, yref="paper", y0=0, y1=1, fillcolor="#F0F0F0", line_width=0,
+                         layer="below")
+        ticks = {text: at for text, at in ticks.items() if not left - 20 < at < right + 20}
+        ticks[f"{span(table['tokens'].iloc[crowd].round())} each"] = x[crowd].mean()
+    for group, symbol in REFERENCES.items():
+        if group in set(table["group"]):
+            legend_entry(figure, group, marker=dict(color=INK, symbol=symbol, size=14))
+    for capacity in sorted(table["capacity"].dropna().unique()):
+        legend_entry(figure, f"capacity {times(capacity)}", marker=dot_style(NEUTRAL, fill_of(capacity)))
+    title = "tokens read per question (logarithmic; those that read as many stand side by side)"
+    figure.update_xaxes(range=[0, size[0]], tickvals=list(ticks.values()), ticktext=list(ticks),
+                        title=dict(text=title, font_size=FONT))
+    return figure.update_yaxes(title=dict(text=titles[y], font_size=FONT), range=y_range)
+
+
+def _token_places(tokens: np.ndarray, width: float) -> tuple[np.ndarray, dict[str, float], list[np.ndarray]]:
+    """Places on a logarithmic axis in pixels, set apart where marks would cover each other; ticks; who shares a place.
+
+    ``tokens`` (P,) ascending -> (P,), {text: place}, the indices of each crowd.
+    """
+    decades, pads, apart = np.log10(tokens), np.array([40.0, 40.0]), 22
+    for _ in range(3):  # room at both ends for what is set apart there
+        scale = (width - pads.sum()) / (np.ptp(decades) or 1)
+        exact = pads[0] + (decades - decades[0]) * scale
+        x = side_by_side(exact, apart)
+        pads = np.maximum(pads, 40 + np.array([exact[0] - x[0], x[-1] - exact[-1]]))
+    steps = [step * 10.0 ** power for power in range(8) for step in (1, 2, 5)]
+    places = {f"{step:,.0f}": exact[0] + (np.log10(step) - decades[0]) * scale for step in steps}
+    ticks = {text: place for text, place in places.items() if 0 <= place <= width}
+    crowds = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(decades) > 0.004) + 1)
+    return x, ticks, [crowd for crowd in crowds if len(crowd) > 1]
+
+
+def _label_points(figure: go.Figure, names: list[str], x: np.ndarray, heights: np.ndarray, upright: list[int],
+                  size: np.ndarray) -> None:
+    """Name every point: ``upright`` on its interval where many share a place, else level where there is room.
+
+    ``x`` (P,) and ``heights`` (3, P) of the interval's top, the point and the interval's foot, in pixels from the top
+    left of a plot of ``size``.
+    """
+    top, middle, foot = np.minimum(heights[0], heights[1] - 9), heights[1], heights[2]
+    widths = np.array([text_width(name) for name in names])
+    blocked = [*np.stack([x - 9, middle - 9, x + 9, middle + 9], -1), *np.stack([x - 3, top, x + 3, foot], -1)]
+    for i in upright:
+        blocked.append([x[i] - 11, top[i] - 10 - widths[i], x[i] + 11, top[i]])
+        figure.add_annotation(x=x[i], y=1 - top[i] / size[1], yref="paper", text=literal(names[i]), textangle=-90,
+                              yanchor="bottom", yshift=8, showarrow=False, font_size=FONT)
+    free = [i for i in range(len(names)) if i not in upright]
+    if not free:
+        return
+    points = np.stack([x, middle], -1)[free]
+    moves = place_labels(points, widths[free], np.array(blocked), size) - points
+    for i, (aside, down) in zip(free, moves):
+        figure.add_annotation(x=x[i], y=1 - middle[i] / size[1], yref="paper", text=literal(names[i]), ax=aside,
+                              ay=down, arrowwidth=1, arrowcolor=GREY, arrowhead=0, standoff=9, font_size=FONT)
+
+
+# --- where it comes from ----------------------------------------------------------------------------------------------
+
+def breakdown(table: pd.DataFrame, subtitle: str, unit: str = "nats per token") -> go.Figure:
+    """own − other among questions of one kind, with 95 % intervals: a panel a kind, methods side by side.
+
+    Columns method, capacity, kind (of `KINDS`, or another), value (its label), n, effect, low, high; one row each. Pass
+    one kind alone where several methods and many values crowd a panel: it takes the whole width.
+    """
+    require(table, "method", "capacity", "kind", "value", "n", "effect", "low", "high")
+    kinds = list(dict.fromkeys(table["kind"]))
+    columns = min(2, len(kinds))
+    lines = -(-len(kinds) // columns)
+    figure = make_subplots(rows=lines, cols=columns, shared_yaxes="all", horizontal_spacing=0.03,
+                           vertical_spacing=0.36 / lines,
+                           subplot_titles=[f"<b>{literal(KINDS.get(kind, kind))}</b>" for kind in kinds])
+    series = [key for key, _ in groups(table, "method", "capacity")]
+    step = 0.84 / len(series)
+    for number, kind in enumerate(kinds):
+        place, part = dict(row=1 + number // columns, col=1 + number % columns), table[table["kind"] == kind]
+        values = [*dict.fromkeys(part["value"])]
+        values.sort(key=lambda value: KNOWN_ORDER.index(value) if value in KNOWN_ORDER else len(KNOWN_ORDER))
+        for (method, capacity), rows in groups(part, "method", "capacity"):
+            look = look_of(method)
+            if rows["value"].duplicated().any():
+                raise ValueError(f"this figure takes one row a method, capacity, kind and value; {method} at "
+                                 f"{times(capacity)} has several for one {kind}")
+            aside = step * (series.index((method, capacity)) - (len(series) - 1) / 2)
+            figure.add_scatter(x=rows["value"].map(values.index) + aside, y=rows["effect"], mode="markers",
+                               name=f"{look.label}, {times(capacity)}", showlegend=False,
+                               marker=dot_style(look, fill_of(capacity), 8), customdata=rows["value"].map(literal),
+                               error_y=dict(array=rows["high"] - rows["effect"], thickness=2, width=0,
+                                            arrayminus=rows["effect"] - rows["low"], color=look.colour),
+                               hovertemplate=f"{look.label}, {times(capacity)}, %{{customdata}}: %{{y:.3f}}"
+                                             "<extra></extra>", **place)
+        for edge in range(1, len(values)):
+            figure.add_vline(x=edge - 0.5, line=dict(color="#CCCCCC", width=1), **place)
+        letters = max(6, int(1100 / columns / len(values) / (0.54 * FONT)))  # that fit under one value
+        counts = part.groupby("value")["n"]
+        ticks = ["<br>".join([*map(literal, wrap(str(value), letters)), f"n={span(counts.get_group(value))}"])
+                 for value in values]
+        figure.update_xaxes(tickvals=list(range(len(values))), ticktext=ticks, tickangle=0, showgrid=False,
+                            range=[-0.5, len(values) - 0.5], **place)
+    figure.add_hline(y=0, line=dict(color=INK, width=2))
+    for method in dict.fromkeys(method for method, _ in series):
+        legend_entry(figure, look_of(method).label, marker=dot_style(look_of(method), fill_of(1), 11))
+    for capacity in sorted(table["capacity"].unique()):
+        legend_entry(figure, f"capacity {times(capacity)}", marker=dot_style(NEUTRAL, fill_of(capacity), 11))
+    figure.update_yaxes(title=f"own − other<br>({literal(unit)})", col=1)
+    return finish(figure, "own − other by kind of question", subtitle,
+                  270 + (285 if lines > 1 else 380) * lines, foot=165)
+
+
+def turn_finding(table: pd.DataFrame, subtitle: str) -> go.Figure:
+    """Does the memory point at the turn that holds the evidence? Its mean reciprocal rank, beside two that do not know.
+
+    Columns method, capacity, n, mrr, low, high (95 %), chance, others (the same evidence ranked by the attention of
+    other questions); all ranks in [0, 1].
+    """
+    require(table, "method", "capacity", "n", "mrr", "low", "high", "chance", "others")
+    rows, figure = rows_of(table), go.Figure()
+    chance = dict(symbol="line-ns", size=24, line=dict(color=INK, width=3))
+    for y, label, look, _, row in rows:
+        figure.add_scatter(x=[row["low"], row["high"]], y=[y, y], mode="lines", showlegend=False, hoverinfo="skip",
+                           line=dict(color=look.colour, width=4))
+        for column, name, marker in (("chance", "chance", chance),
+                                     ("others", "other questions' attention", _ring(look)),
+                                     ("mrr", "its own attention", dot_style(look, fill_of(1), 10))):
+            figure.add_scatter(x=[row[column]], y=[y], mode="markers", marker=marker, name=label, showlegend=False,
+                               hovertemplate=f"{label}, {name}: %{{x:.3f}}<extra></extra>")
+    legend_entry(figure, "the question's own attention, 95 %", mode="lines+markers", line=dict(color=INK, width=4),
+                 marker=dot_style(NEUTRAL, fill_of(1), 10))
+    legend_entry(figure, "other questions' attention", marker=_ring(NEUTRAL))
+    legend_entry(figure, "chance", marker=chance)
+    mark_rows(figure, rows, {"MRR": [f"{row.values['mrr']:.3f}" for row in rows],
+                             "own − others": [signed(row.values["mrr"] - row.values["others"]) for row in rows],
+                             "n": [f"{row.values['n']:g}" for row in rows]}, [16, 86, 206])
+    figure.update_xaxes(title="mean reciprocal rank of the evidence turn (0 to 1; 1: always first)",
+                     range=[0, 1.05 * np.nanmax(table[["mrr", "high", "chance", "others"]])])
+    return finish(figure, "Does the memory find the turn?", subtitle, 300 + 38 * len(rows), row_margin(rows), right=280)
+
+
+def recall_curves(table: pd.DataFrame, subtitle: str, axis: str = "lag") -> go.Figure:
+    """The sanity task, a panel a method: what is recalled, what a probe finds in the memory, what trace is left.
+
+    Columns method, capacity, axis (of `RECALL_AXES`), x, accuracy, low, high (95 %), chance, probe, trace,
+    trace_theory; all scores in [0, 1]. ``axis`` picks the rows. Here the dash tells the quantity; a capacity keeps
+    its marker.
+    """
+    require(table, "method", "capacity", "axis", "x", "accuracy", "low", "high", "chance", "probe", "trace",
+            "trace_theory")
+    table = table[table["axis"] == axis]
+    if axis not in RECALL_AXES or table.empty:
+        raise ValueError(f"axis is one of {', '.join(RECALL_AXES)} with rows in the table, got {axis!r}")
+    figure, panels = method_panels(table)
+    for (method, capacity), rows in groups(table, "method", "capacity"):
+        look, fill, rows = look_of(method), fill_of(capacity), rows.sort_values("x")
+        place, x = panels[method], np.log1p(rows["x"])
+        add_to_panel(figure, place, look, capacity, **band(x, rows["low"], rows["high"], look.colour))
+        for column, (name, line) in RECALLED.items():
+            of_state = column.startswith("trace")  # computed from the state itself, no method's answer
+            style = _quantity(column, line, look._replace(colour=INK, symbol="circle") if of_state else look, fill)
+            add_to_panel(figure, place, look, capacity, x=x, y=rows[column], customdata=rows["x"], **style,
+                         hovertemplate=f"{look.label}, {times(capacity)}, {name}, {axis} %{{customdata:g}}: %{{y:.3f}}"
+                                       "<extra></extra>")
+    ticks = _thinned(sorted(table["x"].unique()))
+    figure.update_xaxes(tickvals=np.log1p(ticks), ticktext=[f"{tick:g}" for tick in ticks], tickangle=0)
+    label_panels(figure, panels, RECALL_AXES[axis], "score (0 to 1)")
+    figure.update_yaxes(range=[-0.03, 1.03])
+    for column, (name, line) in RECALLED.items():
+        legend_entry(figure, name, **_quantity(column, line, NEUTRAL, fill_of(1)))
+    for capacity in sorted(table["capacity"].unique()):
+        legend_entry(figure, f"capacity {times(capacity)}", marker=dot_style(NEUTRAL, fill_of(capacity), 10))
+    figure.update_traces(legendgroup="")  # a group would stand in one column
+    return finish(figure, f"Recall by {axis}, on made-up facts", subtitle, panel_height(panels) + 20, foot=155)
+
+
+def _quantity(column: str, line: dict, look: Look, fill: Fill) -> dict:
+    """How one quantity of `recall_curves` is drawn: a measured one with its points, the others as lines alone."""
+    mode = {"accuracy": "lines+markers", "probe": "lines+markers", "trace": "markers"}.get(column, "lines")
+    colour = GREY if column == "chance" else look.colour
+    size = 10 if column == "accuracy" else 7
+    return dict(mode=mode, line=dict(color=colour, **line), marker=dot_style(look, fill, size))
+
+
+def _thinned(values: list[float]) -> list[float]:
+    """Those values that keep a readable distance on a panel's log1p axis."""
+    apart, kept = 0.07 * (np.log1p(values[-1]) - np.log1p(values[0])), values[:1]
+    for value in values[1:]:
+        if np.log1p(value) - np.log1p(kept[-1]) >= apart:
+            kept.append(value)
+    return kept
+
+
+# --- shared parts -----------------------------------------------------------------------------------------------------
+
+def _single(table: pd.DataFrame, column: str) -> str:
+    values = list(dict.fromkeys(table[column]))
+    if len(values) > 1:
+        raise ValueError(f"this figure draws one {column}, the table mixes {', '.join(map(str, values))}: "
+                         "draw each alone")
+    return str(values[0])
+
+
+def _p(value: float) -> str:
+    return "" if np.isnan(value) else "&lt;0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _ring(look: Look) -> dict:
+    return dict(symbol=look.symbol, size=17, color="white", line=dict(color=look.colour, width=2))
