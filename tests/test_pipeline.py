@@ -150,6 +150,16 @@ def test_a_failed_run_stops_no_other_and_is_named_and_only_it_runs_again(workpla
     assert "finished" not in again.stdout
 
 
+def test_committed_results_of_others_do_not_stand_for_runs(workplace):
+    """A fresh clone has figures and no runs: these are made, not taken for done."""
+    table = workplace / "figures" / "smoke-tiny-gpt2-synthetic" / "summary.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text("run\nsomebody-elses")
+    assert planned(methods="slot") == {("slot", 1, 42)}
+    assert snakemake(methods="slot").returncode == 0
+    assert table.read_text().split() == ["run", "slot-1x-seed42"]
+
+
 def test_what_makes_a_finished_run_start_again(workplace):
     assert snakemake(methods="slot").returncode == 0
     template = nbformat.read("run.ipynb", as_version=4)
