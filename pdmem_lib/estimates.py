@@ -300,7 +300,7 @@ def reference_points(questions: pandas.DataFrame, references: pandas.DataFrame,
                     low=100 * found.low, high=100 * found.high, locomo=100 * part[locomo].mean(),
                     **{name: part[name].mean() for name in ("logp", "tokens", "seconds", "bytes")})
 
-    rows = []
+    rows, sizes = [], questions["capacity"].nunique()
     once = references.drop_duplicates(["reference", "conversation", "number"])  # no seed changes them
     for label, part in once.groupby("reference", sort=False):
         f1 = part["f1"].to_numpy()[None], part["conversation"].to_numpy()
@@ -308,7 +308,8 @@ def reference_points(questions: pandas.DataFrame, references: pandas.DataFrame,
     for (method, capacity), part in _by_method(questions[questions["method"] != "baseline"]):
         part = part.assign(none=0.0, logp=part["logp_own"])
         name, kind = next(((method.removesuffix(s), s) for s in (FORMAT, LORA) if method.endswith(s)), (method, ""))
-        label = {FORMAT: f"{name}, no memory to read", LORA: f"LoRA, as large as {name}"}.get(kind, name)
+        size = f" {capacity}×" if sizes > 1 and kind != LORA else ""
+        label = {FORMAT: f"{name}{size}, no memory to read", LORA: f"LoRA, as large as {name}"}.get(kind, f"{name}{size}")
         rows.append(row(label, "trained without memory" if kind else "memory", method, capacity,
                         differences(part, "f1_own", "none"), part, "locomo_own"))
     return pd.DataFrame(rows)

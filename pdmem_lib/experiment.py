@@ -275,8 +275,6 @@ def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "p
 def run_record(experiment: Experiment, model: MemoryModel, data: Data, seconds: float) -> dict[str, Any]:
     """Everything that a number needs to be traced to its run."""
     return {
-        "backbone": model.frozen.name,
-        "backbone_fingerprint": model.frozen.fingerprint,
         "data": data.name if data.name in ("locomo", "synthetic") else Path(data.name).name,
         "data_sha256": data.sha256,
         "preset": experiment.preset,
@@ -288,10 +286,19 @@ def run_record(experiment: Experiment, model: MemoryModel, data: Data, seconds: 
                      "train_conversations": [c.id for c in data.train],
                      "test_conversations": [c.id for c in data.test]},
         "trainable_parameters": model.num_trainable,
+        **circumstances(model.frozen, seconds),
+    }
+
+
+def circumstances(backbone: Backbone, seconds: float) -> dict[str, Any]:
+    """Of any run: the backbone, versions, commit, machine, seconds, and the largest memory of this process so far."""
+    return {
+        "backbone": backbone.name,
+        "backbone_fingerprint": backbone.fingerprint,
         "versions": {"pdmem": version("pdmem"), "python": platform.python_version(),
                      **{name: version(name) for name in RECORDED_PACKAGES}},
         "commit": _commit(),
-        "hardware": _hardware(model.backbone.device),
+        "hardware": _hardware(backbone.device),
         "seconds": round(seconds, 1),
         "peak_memory_bytes": _peak_memory(),
     }

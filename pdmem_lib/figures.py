@@ -9,9 +9,11 @@ ValueError that names it. Those that weigh the evidence are written in `evidence
 
 import json
 import warnings
+from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import ExitStack
 from html import escape
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +162,33 @@ def loss_curves(history: pd.DataFrame, subtitle: str, window: int | None = None)
     label_panels(figure, panels, "optimiser step", "loss (nats per token)")
     capacity_legend(figure, history, f"running mean of {window} steps", mode="lines")
     return finish(figure, "Training loss", subtitle, height=panel_height(panels))
+
+
+# --- notebooks --------------------------------------------------------------------------------------------------------
+
+def show_everywhere(colours: int = 64) -> None:
+    """Let notebooks show figures as plotly's own and, where a Chromium is found, as a PNG beside, for pages without
+    JavaScript. The PNG has so many ``colours``, which makes it five times smaller: a notebook may hold many figures."""
+    import plotly.io
+    from choreographer.browsers.chromium import Chromium
+    from plotly.io.base_renderers import MimetypeRenderer
+
+    class SmallPng(MimetypeRenderer):
+        def to_mimebundle(self, fig_dict: dict) -> dict[str, str]:
+            from PIL import Image
+
+            image = Image.open(BytesIO(plotly.io.to_image(fig_dict, "png", scale=1)))
+            small = BytesIO()
+            image.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+            return {"image/png": b64encode(small.getvalue()).decode()}
+
+    plotly.io.renderers.default = "plotly_mimetype"
+    if Chromium.find_browser(skip_local=False):
+        import kaleido
+
+        kaleido.start_sync_server(silence_warnings=True, mathjax=False)  # one browser for all figures
+        plotly.io.renderers["small_png"] = SmallPng()
+        plotly.io.renderers.default = "plotly_mimetype+small_png"
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -19,12 +19,13 @@ class Settings:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Settings from a mapping; a name that is no setting is a ValueError that lists the known ones."""
+        """Settings from a mapping; a name that is no setting is a ValueError that lists the known ones. A list stands
+        for a tuple, which JSON and YAML do not know."""
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ValueError(f"unknown setting {', '.join(map(repr, unknown))}: known are {', '.join(known)}")
-        return cls(**values)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     def require(self, condition: bool, message: str) -> None:
         if not condition:

@@ -200,3 +200,48 @@ def test_breakdown_holds_every_question_once_a_kind(table):
     ("", "one or two words")])
 def test_answer_types(gold, kind):
     assert metrics.answer_type(gold) == kind
+
+
+def test_noise_floor_of_the_table(table):
+    table = table.assign(f1_own=lambda t: np.where(t["number"] % 2, 0.3, 0.1), f1_zero=0.2)  # half win, half lose
+    floor = estimates.noise_floor(table, resamples=200).set_index("method")
+    assert floor["delta_f1"].abs().max() < 1e-9 < floor["retained_mean"].min()
+    assert ((floor["noise_mean"] < floor["noise_high"]) & (floor["retained_mean"] < floor["noise_high"])).all()
+    assert floor.loc["slot", ["seeds", "n"]].tolist() == [2, 180]
+    winning = estimates.noise_floor(table.assign(f1_own=0.3), resamples=200)
+    assert (winning["retained_mean"] > winning["noise_high"]).all()
+
+
+def test_controls_are_means_of_what_was_measured(table):
+    rows = estimates.controls(table.assign(logp_random=-5.0, f1_random=0.25)).set_index(["method", "memory"])
+    assert rows.loc[("slot", "random")].tolist() == [1, -5.0, 25.0]
+    assert rows.loc[("slot", "own"), "value"] == table.loc[table["method"] == "slot", "logp_own"].mean()
+    assert ("slot", "shuffled") not in rows.index and ("slot", "initial") not in rows.index
+
+
+def test_turns_are_found_beyond_what_others_find():
+    rng, rows = np.random.default_rng(8), []
+    for method, gain in (("slot", 0.3), ("hebbian", 0.0)):
+        for conversation, number in itertools.product("abc", range(40)):
+            others = rng.uniform(0.1, 0.3)
+            found = np.nan if number == 0 else others + gain + rng.normal(0, 0.05)  # a question that reads nothing
+            rows.append(dict(method=method, capacity=1, seed=42, conversation=conversation, number=number, chance=0.01,
+                             reciprocal_rank=found, reciprocal_rank_others=others))
+    slot, hebbian = estimates.turn_finding(pd.DataFrame(rows), resamples=500).to_dict("records")
+    assert slot["n"] == hebbian["n"] == 117 and slot["chance"] == pytest.approx(0.01)
+    assert slot["low"] > 0.25 and slot["p"] < 0.01 and slot["mrr"] == pytest.approx(slot["others"] + slot["effect"])
+    assert hebbian["low"] < 0 < hebbian["high"] and hebbian["mrr_low"] > 0.15  # far above chance, and not the question's
+
+
+def test_reference_points_stand_beside_memories(table):
+    cost = dict(tokens=80.0, seconds=0.1, bytes=1000.0, locomo_own=0.1)
+    runs = pd.concat([table.assign(**cost), table[table["method"] == "slot"].assign(method="slot.lora", **cost),
+                      table[table["method"] == "slot"].assign(method="baseline", **cost)])
+    asked = [dict(reference=name, conversation=c, number=i, f1=f1, locomo=f1, logp=-3.0, tokens=tokens, seconds=1.0, bytes=9.0)
+             for name, f1, tokens in (("frozen", 0.0, 20), ("gold evidence", 0.5, 90)) for c in "abc" for i in range(10)]
+    points = estimates.reference_points(runs, pd.concat([pd.DataFrame(asked)] * 2), resamples=200)  # one copy a seed
+    points = points.set_index("reference")
+    assert points["group"].to_dict() == {"frozen": "frozen", "gold evidence": "prompt", "slot": "memory",
+                                         "gated": "memory", "LoRA, as large as slot": "trained without memory"}
+    assert points.loc["gold evidence", ["n", "f1", "tokens"]].tolist() == [30, 50, 90]
+    assert points.loc["slot", ["n", "f1", "tokens", "bytes"]].tolist() == [180, pytest.approx(20), 80, 1000]

@@ -499,3 +499,17 @@ def test_save_all_draws_every_image_with_one_browser(runs, tmp_path):
         svg = (tmp_path / "new" / "folder" / f"{stem}.svg").read_text(encoding="utf-8")
         assert png.startswith(b"\x89PNG") and int.from_bytes(png[16:20]) == 1.5 * figures.WIDTH
         assert "<svg" in svg and "Slots" in svg
+
+
+def test_notebooks_show_a_png_beside_the_figure_where_a_browser_is(monkeypatch):
+    import kaleido
+    import plotly.io
+    from choreographer.browsers.chromium import Chromium
+
+    started = []
+    monkeypatch.setattr(kaleido, "start_sync_server", lambda **settings: started.append(settings))
+    for browser, renderers in ((None, "plotly_mimetype"), ("/somewhere/chromium", "plotly_mimetype+small_png")):
+        monkeypatch.setattr(Chromium, "find_browser", lambda **_: browser)  # noqa: B023
+        figures.show_everywhere()
+        assert plotly.io.renderers.default == renderers
+    assert [one["mathjax"] for one in started] == [False]  # it would come from the network
