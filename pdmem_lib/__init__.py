@@ -16,7 +16,7 @@ methods and their registry), `memory` (MemoryModel), `locomo` and `synthetic` (d
 `figures`.
 """
 
-from . import metrics, write
+from . import estimates, metrics, recall, write
 from .backbone import Backbone, load_backbone
 from .evaluation import Evaluation, evaluate
 from .experiment import Experiment, load_data, save_run
@@ -29,6 +29,6 @@ from .training import train
 __version__ = "0.1.0"
 __all__ = [
     "METHODS", "REGISTRY", "Backbone", "Conversation", "Evaluation", "Experiment", "MemoryModel", "MemorySettings",
-    "Question", "Turn", "evaluate", "load_backbone", "load_data", "load_locomo", "metrics", "save_run", "split",
+    "Question", "Turn", "estimates", "evaluate", "load_backbone", "load_data", "load_locomo", "metrics", "recall", "save_run", "split",
     "synthetic_conversations", "to_dataset_dict", "train", "write",
 ]

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import memory as prompts
-from . import metrics, provenance
+from . import estimates, metrics, provenance
 from .backbone import Backbone, use_bf16
 from .files import atomic_path, cache_folder
 from .locomo import CATEGORIES, Conversation, Question
@@ -76,6 +76,17 @@ class Evaluation:
     def knowledge_curve(self) -> "pandas.DataFrame":
         """K_s after session s: session, n, K (%) [A, C]."""
         return metrics.knowledge_curve(self.checkpoints)
+
+    def estimates(self) -> "pandas.DataFrame":
+        """Own memory minus every other one, with intervals, p and, for the one that decides, the verdict
+        (`estimates.estimates`): contrast, score, unit, effect, low, high, ..."""
+        one_run = self.per_question.assign(method="", capacity=0, seed=0)
+        return estimates.estimates(one_run).drop(columns=["method", "capacity"])
+
+    def verdict(self) -> str:
+        """"remembers", "cannot be told" or "worse", by `estimates.RULE`; "cannot be told" without another conversation."""
+        told = self.estimates()["verdict"]
+        return next(filter(None, told), estimates.UNTOLD)
 
     def by_category(self) -> "pandas.DataFrame":
         """Per official category: category, name, n, and in % retained, f1_own, f1_zero, f1_off, locomo_own."""

@@ -78,7 +78,8 @@ def test_known_recall_is_measured_within_its_interval(tiny, conversations, recal
         row = found.loc[("own - other", score)]
         assert row["low"] < value < row["high"] and row["low"] > 0
         assert row["effect"] == pytest.approx(value, abs=1e-9 if score == "f1" else 0.15)
-    assert found.loc[estimates.PRIMARY, "verdict"] == estimates.REMEMBERS
+    assert found.loc[estimates.PRIMARY, "verdict"] == result.verdict() == estimates.REMEMBERS
+    assert result.estimates()["effect"].tolist() == found["effect"].tolist()
 
 
 def test_style_alone_is_not_memory(tiny, conversations):
@@ -87,7 +88,12 @@ def test_style_alone_is_not_memory(tiny, conversations):
     for control in ("other", "random", "initial"):
         row = found.loc[(f"own - {control}", "logp")]
         assert row["low"] < 0 < row["high"] and abs(row["effect"]) < 0.1
-    assert found.loc[estimates.PRIMARY, "verdict"] == estimates.UNTOLD
+    assert found.loc[estimates.PRIMARY, "verdict"] == result.verdict() == estimates.UNTOLD
+
+
+def test_one_conversation_cannot_tell(tiny, conversations):
+    result = pdmem.evaluate(Planted(tiny, conversations, recall=0.5), conversations[:1], knowledge_points=2, progress=False)
+    assert result.verdict() == estimates.UNTOLD and result.per_question["f1_other"].isna().all()
 
 
 def test_noise_alone_cannot_be_told(tiny, conversations):
