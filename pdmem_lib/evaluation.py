@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SAMPLE_SEED = 0  # of the question sample: one for all runs, so that every method is asked the same questions
+ROWS = 128  # at once, a question under one memory each
 MEMORIES = ("own", "zero", "off", "other", "initial", "random", "shuffled")
 
 
@@ -143,26 +144,28 @@ def evaluate(model: MemoryModel, conversations: Sequence[Conversation], **settin
     with_banks = s.memory == "own" and bool(model.adapter.initial_state())
     states = encode_all(model.backbone, conversations, s.progress, s.autocast) if with_banks else {}
     places, final = _write_banks(model, conversations, asked, states, s)
-    jobs = _jobs(model, asked, final) if with_banks else _jobs_without_banks(model, asked)
     table = _describe(model, conversations, asked)
     table["answer_off"], table["logp_off"] = frozen_answers(model.frozen, [q for *_, q in asked], s)
     table["f1_off"] = list(map(metrics.token_f1, table["answer_off"], table["answer"]))
+    jobs = _jobs(model, asked, final)
 
     total = sum(len(rows) for _, state, rows in places if state is not None)
-    total += 2 * sum(len(rows) for each in jobs.values() for rows, _ in each)
+    total += 2 * sum(len(rows) * len(memories) for rows, memories in jobs)
     with tqdm(total=total, desc=f"evaluate {model.method}", unit="answer", disable=not s.progress, mininterval=1.0) as bar:
         ask = _Asker(model, asked, s, bar.update)
+        for rows, memories in jobs:
+            ask.into(table, rows, memories)
         for memory in MEMORIES:
-            if memory in jobs:
-                ask.into(table, memory, jobs[memory])
-            elif memory != "off":  # without banks all memories are alike; else this one does not apply
+            if f"f1_{memory}" not in table:  # without banks all memories are alike; else this one does not apply
+                like = "own" if "f1_own" in table else "off"
                 for kind in ("answer", "f1", "logp"):
-                    table[f"{kind}_{memory}"] = float("nan") if with_banks else table[f"{kind}_{next(iter(jobs), 'off')}"]
+                    table[f"{kind}_{memory}"] = float("nan") if with_banks else table[f"{kind}_{like}"]
         checkpoints = []
         for session, state, rows in places:
             f1 = table.loc[rows, "f1_own"]
             if state is not None:
-                f1 = list(map(metrics.token_f1, ask.answers(rows, state), table.loc[rows, "answer"]))
+                (answers,) = ask.answers(rows, [state])
+                f1 = list(map(metrics.token_f1, answers, table.loc[rows, "answer"]))
             checkpoints += [dict(session=session, conversation=asked[i][0], question=asked[i][1], f1=value)
                             for i, value in zip(rows, f1, strict=True)]
     table["retained"] = metrics.retained(table["f1_own"], table["f1_zero"])
@@ -210,37 +213,34 @@ def frozen_answers(backbone: Backbone, questions: Sequence[Question],
               mininterval=1.0) as bar:
         ask = _Asker(MemoryModel(backbone, "baseline"), [("", 0, q) for q in questions], s, bar.update)
         rows = list(range(len(questions)))
-        answers, logp = ask.answers(rows, "off"), ask.log_probs(rows, "off")
+        (answers,), (logp,) = ask.answers(rows, ["off"]), ask.log_probs(rows, ["off"])
     with atomic_path(file) as partial:
         partial.write_text(json.dumps({"answers": answers, "logp": logp}))
     return answers, logp
 
 
-Jobs = dict[str, list[tuple[list[int], Memory]]]  # memory -> (rows, what stands for it); several for a row: their mean
+Job = tuple[list[int], list[tuple[str, Memory]]]  # rows, and the memories that each is asked under, by name
 
 
-def _jobs(model: MemoryModel, asked: Sequence[tuple[str, int, Question]], final: dict[str, State]) -> Jobs:
-    """Which rows are asked under which state, for every memory of `MEMORIES` but "off"."""
-    everyone = list(range(len(asked)))
-    own = {id: rows for id in final if (rows := [i for i in everyone if asked[i][0] == id])}
-    jobs: Jobs = {
-        "own": [(rows, final[id]) for id, rows in own.items()],
-        "zero": [(everyone, "zero")],
-        "other": [(rows, state) for id, rows in own.items() for other, state in final.items() if other != id],
-        "initial": [(everyone, model.adapter.initial_state())],
-        "random": [(rows, random_bank(final[id], model.settings.seed)) for id, rows in own.items()],
-    }
-    if model.adapter.entries_are_a_set:
-        jobs["shuffled"] = [(rows, shuffled_bank(final[id], model.settings.seed)) for id, rows in own.items()]
-    return {memory: each for memory, each in jobs.items() if each}
+def _jobs(model: MemoryModel, asked: Sequence[tuple[str, int, Question]], final: dict[str, State]) -> list[Job]:
+    """What is asked under which memory, "off" aside; a name that stands twice is measured by its mean.
 
-
-def _jobs_without_banks(model: MemoryModel, asked: Sequence[tuple[str, int, Question]]) -> Jobs:
-    """For what reads no bank: P_0 in its place (memory="initial"), LoRA, or nothing (baseline: it is the frozen model)."""
-    everyone = list(range(len(asked)))
-    if model.adapter.initial_state():
-        return {"own": [(everyone, model.adapter.initial_state())], "zero": [(everyone, "zero")]}
-    return {"own": [(everyone, "own")]} if model.num_trainable else {}
+    Without banks (``final`` is empty) own is P_0 where there is one (memory="initial"); LoRA has no state, and the
+    baseline nothing but the frozen model.
+    """
+    everyone, start = list(range(len(asked))), model.adapter.initial_state()
+    if not final:
+        own = [("own", start), ("zero", "zero")] if start else [("own", "own")]
+        return [(everyone, own)] if model.num_trainable else []
+    jobs = []
+    for id, own in final.items():
+        memories = [("own", own), ("zero", "zero"), ("initial", start), ("random", random_bank(own, model.settings.seed))]
+        memories += [("other", state) for other, state in final.items() if other != id]
+        if model.adapter.entries_are_a_set:
+            memories.append(("shuffled", shuffled_bank(own, model.settings.seed)))
+        if rows := [i for i in everyone if asked[i][0] == id]:
+            jobs.append((rows, memories))
+    return jobs
 
 
 def random_bank(state: State, seed: int) -> State:
@@ -281,46 +281,51 @@ def _describe(model: MemoryModel, conversations: Sequence[Conversation], asked) 
 
 
 class _Asker:
-    """Asks rows of the question table in length-sorted batches that share one memory."""
+    """Asks rows of the question table in length-sorted batches, each under several memories at once."""
 
     def __init__(self, model: MemoryModel, asked: Sequence[tuple[str, int, Question]], s: EvaluateSettings,
                  on_batch: Callable[[int], object]):
         self.model, self.asked, self.s, self.on_batch = model, asked, s, on_batch
 
-    def into(self, table: "pandas.DataFrame", memory: str, jobs: Sequence[tuple[list[int], Memory]]) -> None:
-        """Ask each job's rows and put the columns answer_, f1_ and logp_<memory> in; a row of several gets their mean."""
-        n, began = len(self.asked), time.perf_counter()
-        answers, f1, logp, times = [""] * n, np.zeros(n), np.zeros(n), np.zeros(n)
-        for rows, state in jobs:
-            for i, answer in zip(rows, self.answers(rows, state), strict=True):
-                answers[i] = answer
-                f1[i] += metrics.token_f1(answer, self.asked[i][2].answer)
-            times[rows] += 1
-        seconds = time.perf_counter() - began
-        for rows, state in jobs:
-            logp[rows] += self.log_probs(rows, state)
-        with np.errstate(invalid="ignore"):  # a row of no job: NaN
-            table[f"answer_{memory}"], table[f"f1_{memory}"], table[f"logp_{memory}"] = answers, f1 / times, logp / times
-        if memory == "own":
-            table["seconds"] = seconds / n
+    def into(self, table: "pandas.DataFrame", rows: list[int], memories: Sequence[tuple[str, Memory]]) -> None:
+        """Fill answer_, f1_ and logp_<name> of these rows; a name that stands twice gets the mean (and one's answer)."""
+        names, states = [name for name, _ in memories], [state for _, state in memories]
+        began = time.perf_counter()
+        answers = self.answers(rows, states)  # memories of rows
+        table.loc[rows, "seconds"] = (time.perf_counter() - began) / (len(rows) * len(states))
+        gold = [self.asked[i][2].answer for i in rows]
+        f1 = np.array([list(map(metrics.token_f1, each, gold)) for each in answers])  # (memories, rows)
+        logp = np.array(self.log_probs(rows, states))
+        for name in dict.fromkeys(names):
+            these = [j for j, other in enumerate(names) if other == name]
+            table.loc[rows, f"answer_{name}"] = answers[these[0]]
+            table.loc[rows, f"f1_{name}"], table.loc[rows, f"logp_{name}"] = f1[these].mean(axis=0), logp[these].mean(axis=0)
 
-    def answers(self, rows: Sequence[int], memory: Memory) -> list[str]:
+    def _batch_size(self, memories: Sequence[Memory]) -> int:
+        return max(1, min(self.s.batch_size, ROWS // len(memories)))
+
+    def answers(self, rows: Sequence[int], memories: Sequence[Memory]) -> list[list[str]]:
+        """(memories, rows)."""
+        def on_batch(n: int) -> None:
+            self.on_batch(n * len(memories))
+
         with self.model.backbone.autocast(self.s.autocast):
-            return self.model.answer([self.asked[i][2].question for i in rows], self.s.max_new_tokens, memory,
-                                     self.s.batch_size, self.on_batch)
+            return self.model.answers_under(memories, [self.asked[i][2].question for i in rows], self.s.max_new_tokens,
+                                            self._batch_size(memories), on_batch)
 
     @torch.no_grad()
-    def log_probs(self, rows: Sequence[int], memory: Memory) -> list[float]:
-        """Log-probability of each gold answer, nats per token."""
+    def log_probs(self, rows: Sequence[int], memories: Sequence[Memory]) -> list[list[float]]:
+        """Log-probability of each gold answer, nats per token, (memories, rows)."""
         order = sorted(rows, key=lambda i: len(self.asked[i][2].question) + len(self.asked[i][2].answer))
-        value: dict[int, float] = {}
+        value: dict[int, list[float]] = {}
+        size = self._batch_size(memories)
         with self.model.backbone.autocast(self.s.autocast):
-            for batch in (order[a : a + self.s.batch_size] for a in range(0, len(order), self.s.batch_size)):
-                score = self.model.score([self.asked[i][2].question for i in batch],
-                                         [self.asked[i][2].answer for i in batch], memory)
-                value.update(zip(batch, (score.log_prob / score.tokens).tolist(), strict=True))
-                self.on_batch(len(batch))
-        return [value[i] for i in rows]
+            for batch in (order[a : a + size] for a in range(0, len(order), size)):
+                score = self.model.scores_under(memories, [self.asked[i][2].question for i in batch],
+                                                [self.asked[i][2].answer for i in batch])
+                value.update(zip(batch, (score.log_prob / score.tokens).T.tolist(), strict=True))
+                self.on_batch(len(batch) * len(memories))
+        return [list(each) for each in zip(*(value[i] for i in rows), strict=True)]
 
 
 def _write_banks(model: MemoryModel, conversations: Sequence[Conversation], asked, states, s: EvaluateSettings):

@@ -120,10 +120,13 @@ class MemoryModel:
         state = self.resolve(memory)
         return None if state is None else self.adapter.read(state, inputs)
 
-    def _injection_for(self, memory: Memory, ids: Tensor, mask: Tensor, question: Tensor) -> seam.Injection:
-        """`injection` for an input, all (B, T); ``question`` marks the tokens that M.4 may query with."""
-        needed = self.adapter.needs_inputs and memory != "off"
-        return self.injection(memory, self._frozen_inputs(ids, mask, question) if needed else None)
+    def _injection_for(self, memories: Sequence[Memory], ids: Tensor, mask: Tensor, question: Tensor) -> seam.Injection:
+        """For an input, all (B, T), repeated under each memory; ``question`` marks the tokens that M.4 may query with."""
+        if "off" in memories and len(memories) > 1:
+            raise ValueError("memory 'off' reads nothing and cannot be asked together with others: ask it alone")
+        needed = self.adapter.needs_inputs and memories[0] != "off"
+        inputs = self._frozen_inputs(ids, mask, question) if needed else None
+        return seam.join([self.injection(memory, inputs) for memory in memories])
 
     @torch.no_grad()
     def _frozen_inputs(self, ids: Tensor, mask: Tensor, question: Tensor) -> Inputs:
@@ -139,7 +142,7 @@ class MemoryModel:
 
     def _forward(self, text: str, memory: Memory, seen: list[Tensor] | None = None) -> Tensor:
         ids, mask = self.backbone.pad([self._fitting(self.backbone.token_ids(text))], side="right")
-        injection = self._injection_for(memory, ids, mask, question=mask)
+        injection = self._injection_for([memory], ids, mask, question=mask)
         if seen is not None:
             for part in [injection] if isinstance(injection, seam.Branch) else injection or []:
                 part.seen = seen
@@ -180,6 +183,12 @@ class MemoryModel:
 
         ``contexts``: a text in front of each prompt, "" for none.
         """
+        score = self.scores_under([memory], questions, answers, contexts)
+        return AnswerScore(score.log_prob[0], score.tokens[0])
+
+    def scores_under(self, memories: Sequence[Memory], questions: Sequence[str], answers: Sequence[str],
+                     contexts: Sequence[str] | None = None) -> AnswerScore:
+        """`score` under each of several memories in one pass: log_prob and tokens are (memories, B)."""
         if len(questions) != len(answers) or not questions:
             raise ValueError(f"{len(questions)} questions and {len(answers)} answers: give as many, and at least one")
         prompts = [self.backbone.token_ids(text) for text in _prompts(questions, contexts)]
@@ -189,9 +198,11 @@ class MemoryModel:
         ids, mask = self.backbone.pad([p + t for p, t in zip(prompts, targets, strict=True)], side="right")
         column = torch.arange(ids.shape[1], device=ids.device)[None]
         question = column < torch.tensor([[len(p)] for p in prompts], device=ids.device)  # (B, T)
-        return score_targets(self.backbone, ids, mask, question, self._injection_for(memory, ids, mask, question))
+        injection = self._injection_for(memories, ids, mask, question)
+        ids, mask, question = (x.repeat(len(memories), 1) for x in (ids, mask, question))  # (memories * B, T)
+        score = score_targets(self.backbone, ids, mask, question, injection)
+        return AnswerScore(*(x.view(len(memories), -1) for x in (score.log_prob, score.tokens)))
 
-    @torch.no_grad()
     def answer(self, questions: Sequence[str], max_new_tokens: int = 24, memory: Memory = "own", batch_size: int = 32,
                on_batch=None, contexts: Sequence[str] | None = None) -> list[str]:
         """Greedy answers, first line only, in the questions' order; batches of near-equal length share one bank.
@@ -199,20 +210,28 @@ class MemoryModel:
         ``on_batch(n)`` is called after each batch of n questions (for progress bars). ``contexts``: a text in front of
         each prompt, "" for none.
         """
+        return self.answers_under([memory], questions, max_new_tokens, batch_size, on_batch, contexts)[0]
+
+    @torch.no_grad()
+    def answers_under(self, memories: Sequence[Memory], questions: Sequence[str], max_new_tokens: int = 24,
+                      batch_size: int = 32, on_batch=None, contexts: Sequence[str] | None = None) -> list[list[str]]:
+        """`answer` under each of several memories, a list each: asked together, they share the passes of the model."""
         if isinstance(questions, str):
             raise ValueError("questions is a list of strings: wrap the one question in [ ]")
         rows = [self._fitting(self.backbone.token_ids(text), max_new_tokens) for text in _prompts(questions, contexts)]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        answers = [""] * len(rows)
+        answers = [[""] * len(rows) for _ in memories]
         injection = None
         with slow_bar("answer", len(rows), "question", show=on_batch is None) as bar:
             for batch in (order[a : a + batch_size] for a in range(0, len(order), batch_size)):
                 ids, mask = self.backbone.pad([rows[i] for i in batch], side="left")
                 if injection is None or self.adapter.needs_inputs:  # else all batches share what was read first
-                    injection = self._injection_for(memory, ids, mask, question=mask)
-                lines = greedy_lines(self.backbone, ids, mask, injection, max_new_tokens)
-                for i, line in zip(batch, lines, strict=True):
-                    answers[i] = line
+                    injection = self._injection_for(memories, ids, mask, question=mask)
+                ids, mask = (x.repeat(len(memories), 1) for x in (ids, mask))  # (memories * B, T)
+                lines = iter(greedy_lines(self.backbone, ids, mask, injection, max_new_tokens))
+                for under in answers:
+                    for i in batch:
+                        under[i] = next(lines)
                 (on_batch or bar.update)(len(batch))
         return answers
 

@@ -18,7 +18,7 @@ is common to all banks, and a step with more episodes of one code would teach th
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -403,7 +403,7 @@ class _Reader:
         with backbone.autocast(self.autocast):
             reads = [self.model.adapter.read(bank, self.inputs(key, ids.shape[1]))
                      for bank, key in zip(banks, keys, strict=True)]
-            with seam.inject(backbone.model, _joined(reads)):  # right padding under a causal mask needs no mask
+            with seam.inject(backbone.model, seam.join(reads)):  # right padding under a causal mask needs no mask
                 hidden = backbone.model.base_model(ids, use_cache=False).last_hidden_state  # (B, T, d)
         last = hidden[torch.arange(len(banks), device=ids.device), mask.sum(dim=1) - 1]  # (B, d)
         to_candidates = backbone.model.get_output_embeddings().weight[self.candidates]  # (codes, d)
@@ -414,19 +414,6 @@ class _Reader:
         H = self.hidden[key]
         valid = torch.arange(T, device=H.device) < len(H)
         return Inputs(F.pad(H, (0, 0, 0, T - len(H)))[None], valid[None])
-
-
-def _joined(reads: Sequence[seam.Injection]) -> seam.Injection:
-    """Injections of one bank each as one injection, whose row b reads bank b."""
-    if isinstance(reads[0], seam.Branch):
-        return seam.Branch(lambda h, layer: torch.cat([one.delta(h[b : b + 1], layer) for b, one in enumerate(reads)]))
-
-    def cat(part: Callable[[seam.KeyValues], Tensor | None], block: Sequence[seam.KeyValues]) -> Tensor | None:
-        return None if part(block[0]) is None else torch.cat([part(one) for one in block])
-
-    return [seam.KeyValues(cat(lambda kv: kv.keys, block), cat(lambda kv: kv.values, block), gate=block[0].gate,
-                           valid=cat(lambda kv: kv.valid, block), causal=block[0].causal)
-            for block in zip(*reads, strict=True)]
 
 
 def _train(lab: _Lab, reader: _Reader) -> "pandas.DataFrame":

@@ -40,7 +40,8 @@ def final_norm(model: nn.Module) -> nn.Module:
 # ---- the two primitives ----
 @dataclass
 class KeyValues:
-    """Extra keys and values of one block. ``Bm`` is 1 (one bank for the whole batch, never copied) or B."""
+    """Extra keys and values of one block. ``Bm`` divides B: the batch is Bm equal runs of rows, and all rows of a run
+    read one bank, which is never copied. 1: one bank for the whole batch; B: every row has its own."""
 
     keys: Tensor  # (Bm, h_kv, M, dk)
     values: Tensor  # (Bm, h_kv, M, dk)
@@ -80,6 +81,23 @@ def inject(model: nn.Module, injection: Injection) -> Iterator[None]:
             handle.remove()
 
 
+def join(injections: Sequence[Injection]) -> Injection:
+    """Several injections as one: the batch is as many equal runs of rows, and run i reads injection i."""
+    first = injections[0]
+    if len(injections) == 1 or first is None:  # None: all are, since one model reads all of them
+        return first
+    if isinstance(first, Branch):
+        return Branch(lambda h, layer: torch.cat(
+            [one.delta(rows, layer) for one, rows in zip(injections, h.chunk(len(injections)), strict=True)]))
+
+    def cat(parts: Sequence[Tensor | None]) -> Tensor | None:
+        return None if parts[0] is None else torch.cat(list(parts))
+
+    return [KeyValues(cat([kv.keys for kv in block]), cat([kv.values for kv in block]), block[0].gate,
+                      cat([kv.valid for kv in block]), block[0].causal)
+            for block in zip(*injections, strict=True)]
+
+
 def _attach_branch(model: nn.Module, branch: Branch) -> Iterator:
     residual: dict[int, Tensor] = {}
 
@@ -115,11 +133,11 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
     h_kv, S, M = key.shape[1], key.shape[2], memory.keys.shape[2]
     grouped = (query * (dk**-0.5 if scaling is None else scaling)).view(B, h_kv, h // h_kv, T, dk)
 
-    shared = memory.keys.shape[0] == 1  # one bank: no batch axis, so that it is never copied
-    bank, keys, values = ("", memory.keys[0], memory.values[0]) if shared else ("b", memory.keys, memory.values)
-    to_memory = torch.einsum(f"bhrtd,{bank}hmd->bhrtm", grouped, keys.to(query.dtype))  # (B, h_kv, r, T, M)
+    runs = (memory.keys.shape[0], -1)  # of rows that read one bank
+    to_memory = torch.einsum("gbhrtd,ghmd->gbhrtm", grouped.unflatten(0, runs), memory.keys.to(query.dtype))
+    to_memory = to_memory.flatten(0, 1)  # (B, h_kv, r, T, M)
     to_input = torch.einsum("bhrtd,bhsd->bhrts", grouped, key)  # (B, h_kv, r, T, S)
-    visible = _visible_entries(memory, T, S, M, query.device)
+    visible = _visible_entries(memory, B, T, S, M, query.device)
     if visible is not None:
         to_memory = to_memory.masked_fill(~visible, torch.finfo(to_memory.dtype).min)
     if attention_mask is None:  # transformers leaves the mask out where it is plainly causal
@@ -128,8 +146,8 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
 
     weights = torch.cat([to_memory, to_input], dim=-1).softmax(dim=-1, dtype=torch.float32)[..., :M]
     mass = weights.sum(dim=-1).flatten(1, 2).transpose(1, 2)[..., None]  # (B, T, h, 1): softmax mass on memory
-    read = torch.einsum(f"bhrtm,{bank}hmd->bhrtd", weights.to(value.dtype), values.to(value.dtype))
-    read = read.flatten(1, 2).transpose(1, 2)  # (B, T, h, dk)
+    read = torch.einsum("gbhrtm,ghmd->gbhrtd", weights.to(value.dtype).unflatten(0, runs), memory.values.to(value.dtype))
+    read = read.flatten(0, 1).flatten(1, 2).transpose(1, 2)  # (B, T, h, dk)
     # joint = read + (1 - mass) plain; with a gate: plain + tanh(gate) (joint - plain), which is plain itself at gate 0
     change = read - mass.to(value.dtype) * plain
     if memory.gate is not None:
@@ -141,9 +159,11 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
     return plain + change, None
 
 
-def _visible_entries(memory: KeyValues, T: int, S: int, M: int, device) -> Tensor | None:
+def _visible_entries(memory: KeyValues, B: int, T: int, S: int, M: int, device) -> Tensor | None:
     """Which entries each input column may read, broadcastable to (B, h_kv, r, T, M); None where all are."""
-    visible = None if memory.valid is None else memory.valid[:, None, None, None, :]
+    visible = None
+    if memory.valid is not None:
+        visible = memory.valid.repeat_interleave(B // memory.valid.shape[0], dim=0)[:, None, None, None, :]
     if memory.causal:
         column = torch.arange(S - T, S, device=device)[:, None]  # (T, 1)
         reached = torch.arange(M, device=device)[None, :] <= column  # (T, M)

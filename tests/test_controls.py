@@ -46,14 +46,17 @@ class Planted(MemoryModel):
         own = isinstance(memory, dict) and question.startswith(f"{self.owner.get(self.key(memory))}: ")
         return own and self.draw("knows", question).random() < self.recall
 
-    def answer(self, questions, max_new_tokens=24, memory="own", batch_size=32, on_batch=None, contexts=None):
-        return [self.gold[q] if self.knows(q, memory) else "zzz" for q in questions]
+    def answers_under(self, memories, questions, max_new_tokens=24, batch_size=32, on_batch=None, contexts=None):
+        return [[self.gold[q] if self.knows(q, memory) else "zzz" for q in questions] for memory in memories]
 
-    def score(self, questions, answers, memory="own", contexts=None):
+    def scores_under(self, memories, questions, answers, contexts=None):
+        values = [[self.log_prob(q, memory) for q in questions] for memory in memories]
+        return AnswerScore(torch.tensor(values), torch.ones(len(memories), len(questions)))
+
+    def log_prob(self, question, memory) -> float:
         bank = self.key(memory) if isinstance(memory, dict) else memory.encode()
-        values = [-4 + self.noise * self.draw(bank, q).normal() + 2.0 * self.knows(q, memory)
-                  + self.style * isinstance(memory, dict) for q in questions]
-        return AnswerScore(torch.tensor(values), torch.ones(len(values)))
+        return (-4 + self.noise * self.draw(bank, question).normal() + 2.0 * self.knows(question, memory)
+                + self.style * isinstance(memory, dict))
 
 
 def measured(model, conversations):
@@ -135,6 +138,27 @@ def test_every_memory_is_what_it_is_called(tiny, model, conversations, method):
     assert table["logp_shuffled"].isna().all() != m.adapter.entries_are_a_set
     spread = table[["logp_own", "logp_zero", "logp_off", "logp_other"]].std(axis=1)
     assert (spread > 1e-3).any()  # the adapter does read: the columns differ
+
+
+@pytest.mark.parametrize("capacity", [1, 10])
+@pytest.mark.parametrize("method", METHODS)
+def test_asked_together_is_asked_alone(model, method, capacity):
+    """Several memories in one pass give each the answers and log-probabilities that it gives alone."""
+    m = model(method, capacity)
+    with torch.no_grad():
+        for number, p in enumerate(m.parameters()):
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(number)))
+    questions = ["Who sings?", "What did Ann buy at the market on Friday?", "When?"]
+    gold = ["Bob", "three apples", "on Friday"]
+    memories = [m.write(f"Ann: I bought {what}.") for what in ("apples", "a very old car")] + ["zero"]
+    together = m.answers_under(memories, questions, max_new_tokens=5)
+    score = m.scores_under(memories, questions, gold)
+    assert score.log_prob.shape == (3, 3) and len({tuple(log_prob.tolist()) for log_prob in score.log_prob}) == 3
+    for memory, answers, log_prob in zip(memories, together, score.log_prob, strict=True):
+        assert answers == m.answer(questions, 5, memory)
+        torch.testing.assert_close(log_prob, m.score(questions, gold, memory).log_prob, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="ask it alone"):
+        m.answers_under(["own", "off"], questions)
 
 
 @pytest.mark.parametrize("method", METHODS)

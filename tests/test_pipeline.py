@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import pandas
+import papermill
 import psutil
 import pytest
 
@@ -226,3 +227,24 @@ def test_smoke_preset_from_end_to_end(workplace):
     assert dict(zip(verdicts["method"], verdicts["verdict"])).keys() == {"slot", "hebbian"}
     assert all(method in result.stdout for method in methods)
     assert "SYNTHETIC" in result.stdout
+
+
+@pytest.mark.slow
+def test_the_recall_notebook_makes_each_method_once(workplace):
+    """And a method made under other settings is made again."""
+    few = {"steps": 3, "rows": 8, "probe_rows": 4, "pairs": 1, "lags": [0, 2], "loads": [1], "interference": []}
+
+    def make(**parameters):
+        papermill.execute_notebook(NOTEBOOKS / "92_recall.ipynb", "out.ipynb", parameters, kernel_name="python3",
+                                   progress_bar=False)
+        return {path.name: path.stat().st_mtime_ns for path in Path("data/runs/recall-tiny-gpt2").glob("*.csv")}
+
+    first = make(methods="slot", overrides=few)
+    both = make(methods="slot,gated", overrides=few)
+    name = "slot-1x-seed42.csv"
+    assert set(first) == {name} and set(both) == {name, "gated-1x-seed42.csv"} and both[name] == first[name]
+    assert make(methods="slot", overrides=few | {"steps": 4})[name] > first[name]
+    table = pandas.read_csv("figures/recall-tiny-gpt2/recall.csv")
+    assert set(table["method"]) == {"slot"} and table.groupby("axis")["x"].agg(list).to_dict() == {"lag": [0, 2], "load": [1]}
+    records = json.loads(Path("figures/recall-tiny-gpt2/records.json").read_text())
+    assert records["slot-1x-seed42"]["recall_settings"]["steps"] == 4 and records["gated-1x-seed42"]["backbone"] == "tiny-gpt2"

@@ -346,14 +346,17 @@ def knowing(model, monkeypatch, forgets=()):
     def session_of(memory):
         return next((s for s, bank in banks.items() if torch.allclose(bank["P"], memory["P"], rtol=1e-4, atol=1e-5)), None)
 
-    def answer(questions, max_new_tokens, memory, batch_size, on_batch):
+    def answers_under(memories, questions, *_):
+        return [answer(questions, memory) for memory in memories]
+
+    def answer(questions, memory):
         if not isinstance(memory, dict) or session_of(memory) is None:  # a control: zero, initial, random, shuffled
             return ["nothing"] * len(questions)
         numbers = [int(q[9]) for q in questions]
         asked.extend((session_of(memory), i) for i in numbers)
         return ["nothing" if (session_of(memory), i) in forgets else f"right{i}" for i in numbers]
 
-    monkeypatch.setattr(m, "answer", answer)
+    monkeypatch.setattr(m, "answers_under", answers_under)
     return m, asked
 
 
@@ -395,9 +398,9 @@ def test_a_shorter_conversation_keeps_its_last_bank_on_the_curve(model, own_cach
 
 def test_the_frozen_model_is_asked_once_for_all_methods(model, conversations, own_cache, monkeypatch, caplog):
     calls = []
-    answer = pdmem.MemoryModel.answer
-    monkeypatch.setattr(pdmem.MemoryModel, "answer", lambda self, questions, max_new_tokens, memory, *rest: (
-        calls.append(memory if isinstance(memory, str) else "bank"), answer(self, questions, max_new_tokens, memory, *rest))[1])
+    answers_under = pdmem.MemoryModel.answers_under
+    monkeypatch.setattr(pdmem.MemoryModel, "answers_under", lambda self, memories, *rest: (
+        calls.extend(m if isinstance(m, str) else "bank" for m in memories), answers_under(self, memories, *rest))[1])
     first = pdmem.evaluate(small(model, "slot"), conversations[:1], questions_per_bucket=3, **FEW).per_question
     assert calls.count("off") == 1
     for m in (small(model, "gated", seed=2), model("baseline")):
