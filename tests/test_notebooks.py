@@ -1,0 +1,66 @@
+"""The committed notebooks: chapters carry their outputs, small and without traces of a machine; templates carry none."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+CHAPTERS = [path for path in NOTEBOOKS if not path.name.startswith("9")]
+TEMPLATES = [path for path in NOTEBOOKS if path.name.startswith("9")]
+MACHINE = re.compile(r"(?<![\w.])/(home|root|tmp|work|Users|mnt|opt|usr)/|site-packages")
+
+
+def name(path):
+    return path.stem
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_every_notebook_is_valid_and_introduces_itself(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ") and "**Question:**" in first.source
+    headings = [line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()
+                if line.startswith("# ")]
+    assert len(headings) == 1
+    tagged = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    for statement in ast.parse(tagged[0].source).body:  # papermill reads one literal a line
+        assert isinstance(statement, ast.Assign) and statement.lineno == statement.end_lineno
+        ast.literal_eval(statement.value)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_no_cell_is_long_and_none_knows_a_machine(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        assert len(lines) <= 30, f"{len(lines)} lines: {lines[0]}"
+        assert cell.cell_type != "markdown" or len(cell.source.split()) <= 90, lines[0]
+    assert not MACHINE.search(path.read_text()), "an absolute path"
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=name)
+def test_a_chapter_is_committed_with_outputs(path):
+    assert path.stat().st_size < 500_000
+    cells = code_cells(path)
+    assert all(cell.execution_count for cell in cells), "run it top to bottom before committing"
+    assert [cell.execution_count for cell in cells] == sorted(cell.execution_count for cell in cells)
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert outputs and not [output for output in outputs if output.output_type == "error"]
+    for output in outputs:  # every interactive figure has a picture beside it
+        data = output.get("data", {})
+        assert "application/vnd.plotly.v1+json" not in data or "image/png" in data
+    assert "widgets" not in nbformat.read(path, as_version=4).metadata
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=name)
+def test_a_template_is_committed_without_outputs(path):
+    for cell in code_cells(path):
+        assert not cell.outputs and cell.execution_count is None
