@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SAMPLE_SEED = 0  # of the question sample: one for all runs, so that every method is asked the same questions
+FORMAT = 2  # of the frozen model's cached answers
 ROWS = 128  # at once, a question under one memory each
 MEMORIES = ("own", "zero", "off", "other", "initial", "random", "shuffled")
 
@@ -48,7 +49,7 @@ class EvaluateSettings(Settings):
     questions_per_bucket: int | None = None  # ask a seeded sample of at most this many per lag bucket
     knowledge_points: int | None = None  # sessions at which K_s is measured, evenly spread, first and last included
     memory: str = "own"  # "initial": P_0 stands for every bank, for an adapter that was trained with no memory to read
-    autocast: bool | str = "auto"
+    autocast: bool | str = "auto"  # bf16 for hidden states and log-probabilities; answers are decoded in float32
     progress: bool = True
 
     def __post_init__(self):
@@ -197,7 +198,7 @@ def sample_questions(conversations: Sequence[Conversation],
 def frozen_answers(backbone: Backbone, questions: Sequence[Question],
                    s: EvaluateSettings) -> tuple[list[str], list[float]]:
     """The bare frozen model's answers and log-probabilities (nats per token) of the gold ones; cached on disk."""
-    key = json.dumps([backbone.fingerprint, prompts.PROMPT, prompts.ANSWER, s.max_new_tokens,
+    key = json.dumps([FORMAT, backbone.fingerprint, prompts.PROMPT, prompts.ANSWER, s.max_new_tokens,
                       use_bf16(s.autocast, backbone.device), [[q.question, q.answer] for q in questions]])
     file = cache_folder("frozen") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     try:
@@ -305,13 +306,12 @@ class _Asker:
         return max(1, min(self.s.batch_size, ROWS // len(memories)))
 
     def answers(self, rows: Sequence[int], memories: Sequence[Memory]) -> list[list[str]]:
-        """(memories, rows)."""
+        """(memories, rows), in float32: in bfloat16 a greedy answer depends on which others are in its batch."""
         def on_batch(n: int) -> None:
             self.on_batch(n * len(memories))
 
-        with self.model.backbone.autocast(self.s.autocast):
-            return self.model.answers_under(memories, [self.asked[i][2].question for i in rows], self.s.max_new_tokens,
-                                            self._batch_size(memories), on_batch)
+        return self.model.answers_under(memories, [self.asked[i][2].question for i in rows], self.s.max_new_tokens,
+                                        self._batch_size(memories), on_batch)
 
     @torch.no_grad()
     def log_probs(self, rows: Sequence[int], memories: Sequence[Memory]) -> list[list[float]]:

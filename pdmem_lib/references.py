@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import pandas
 
 log = logging.getLogger(__name__)
-FORMAT = 1  # of the cached answers
+FORMAT = 2  # of the cached answers
 KINDS = ("none", "gold", "bm25", "last")
 SHARED = 256  # tokens that prompts must have in common for these to be run once for all of them
 BATCH_TOKENS = 4096  # of a batch of prompts
@@ -287,7 +287,7 @@ def _answers(backbone: Backbone, questions: Sequence[Question], texts: Sequence[
     """(answer, logp, tokens, seconds) of every question behind its text.
 
     Questions behind one long text share a run of it, with ``share``; the others are asked in batches of near-equal
-    length.
+    length. Answers are decoded in float32, as in `evaluate`.
     """
     rows = [backbone.token_ids(prompts.prompt_text(q.question, text)) for q, text in zip(questions, texts, strict=True)]
     targets = [prompts.target_ids(backbone, q.answer) for q in questions]
@@ -296,7 +296,7 @@ def _answers(backbone: Backbone, questions: Sequence[Question], texts: Sequence[
         groups.setdefault(text, []).append(i)
     alone: list[int] = []
     found: dict[int, tuple[str, float, int, float]] = {}
-    with torch.no_grad(), backbone.autocast(s.autocast):
+    with torch.no_grad():
         for group in groups.values():
             # the ids decide what is shared: a tokenizer may join a text's last characters to the question's first
             common = min(len(os.path.commonprefix([rows[i] for i in group])), min(len(rows[i]) for i in group) - 1)
@@ -313,7 +313,8 @@ def _answers(backbone: Backbone, questions: Sequence[Question], texts: Sequence[
             start = time.perf_counter()
             answers = model.answer(asked, s.max_new_tokens, "off", len(batch), on_batch, contexts)
             seconds = (time.perf_counter() - start) / len(batch)
-            score = model.score(asked, [questions[i].answer for i in batch], "off", contexts)
+            with backbone.autocast(s.autocast):
+                score = model.score(asked, [questions[i].answer for i in batch], "off", contexts)
             on_batch(len(batch))
             for i, answer, logp in zip(batch, answers, (score.log_prob / score.tokens).tolist(), strict=True):
                 found[i] = (answer, logp, len(rows[i]), seconds)
@@ -343,7 +344,8 @@ def _ask_shared(backbone: Backbone, group: Sequence[int], rows: Sequence[list[in
         ids, mask = backbone.pad([end + targets[i] for end, i in zip(ends, batch, strict=True)], side="right")
         column = torch.arange(ids.shape[1], device=ids.device)[None]
         question = column < torch.tensor([[len(end)] for end in ends], device=ids.device)  # (B, T)
-        score = prompts.score_targets(backbone, ids, mask, question, shared, start=common)
+        with backbone.autocast(s.autocast):
+            score = prompts.score_targets(backbone, ids, mask, question, shared, start=common)
         on_batch(len(batch))
         for i, answer, logp in zip(batch, answers, (score.log_prob / score.tokens).tolist(), strict=True):
             yield i, answer, logp, seconds
