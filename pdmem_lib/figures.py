@@ -28,12 +28,17 @@ from .evidence_figures import (MEMORIES, breakdown, controls_chart, effect_inter
                                noise_floor_bars, null_distribution, recall_curves, reference_points, turn_finding)
 from .files import atomic_path
 from .locomo import CATEGORIES
+from .memory_figures import (attention_by_block, attention_to_entries, bank_spread, effective_rank, gates,
+                             hebbian_matrix, nearest_tokens, nearest_tokens_of, provenance_map, slot_map, slot_usage,
+                             token_gain, turn_scores_bars)
 from .metrics import LAG_BUCKETS
 
-__all__ = ["MEMORIES", "WIDTH", "breakdown", "category_heatmap", "controls_chart", "effect_intervals", "fill_of",
-           "forgetting_curves", "knowledge_curves", "log_probability_bars", "look_of", "loss_curves",
-           "noise_floor_bars", "null_distribution", "recall_curves", "reference_points", "retained_bars", "save",
-           "save_all", "turn_finding"]
+__all__ = ["MEMORIES", "WIDTH", "attention_by_block", "attention_to_entries", "bank_spread", "breakdown",
+           "category_heatmap", "controls_chart", "effect_intervals", "effective_rank", "fill_of", "forgetting_curves",
+           "gates", "hebbian_matrix", "knowledge_curves", "log_probability_bars", "look_of", "loss_curves",
+           "nearest_tokens", "nearest_tokens_of", "noise_floor_bars", "null_distribution", "provenance_map",
+           "recall_curves", "reference_points", "retained_bars", "save", "save_all", "slot_map", "slot_usage",
+           "token_gain", "turn_finding", "turn_scores_bars"]
 
 # --- the figures ------------------------------------------------------------------------------------------------------
 
