@@ -1,7 +1,7 @@
 # Everything by one command; `make help` lists them. Needs Python 3.11 or 3.12 and a package index, nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce recall test lab clean
+.PHONY: help setup reproduce recall chapters test lab clean
 
 # What to run. Empty: what the preset says.
 PRESET ?= quick
@@ -61,7 +61,7 @@ $(VENV)/.ready: pyproject.toml
 .setup-of-active-environment:
 	@$(PIP) -q --no-deps "$(FALLBACK)" >&2
 
-reproduce: $(READY) ## run the study: PRESET=smoke (3 min), quick (15 min, the default) or full (the published protocol)
+reproduce: $(READY) ## run the study: PRESET=smoke (3 min), quick (a quarter of an hour, the default) or full (the published protocol)
 	@$(RUN) notebooks/reproduce.py --preset "$(PRESET)" --backbone "$(BACKBONE)" --data "$(DATA)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(CORES),--cores "$(CORES)")
 
 RECALL := recall-$(or $(BACKBONE),tiny-gpt2)
@@ -70,6 +70,9 @@ recall: $(READY) ## the task whose answer is known: tiny-gpt2 (5 min), or BACKBO
 	@$(RUN) -m papermill notebooks/92_recall.ipynb "data/runs/$(RECALL)/recall.ipynb" -k python3 --log-output --no-progress-bar \
 	  -r backbone "$(or $(BACKBONE),tiny-gpt2)" -r methods "$(METHODS)" $(if $(SEEDS),-p seed "$(SEEDS)") \
 	  $(if $(CAPACITIES),-p capacity "$(CAPACITIES)") -r runs_dir "data/runs/$(RECALL)" -r figures_dir "figures/$(RECALL)"
+
+chapters: $(READY) ## execute the chapter notebooks and save them with their outputs, as they are committed
+	@$(RUN) notebooks/execute.py $(CHAPTERS)
 
 test: $(READY) ## pytest, then every chapter notebook and the solutions (PYTEST_ARGS= for your own)
 	@failed=0; \

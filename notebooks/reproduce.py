@@ -58,7 +58,7 @@ def pipeline(asked):
     settings |= {"backbone": found["backbone"], "data": found["data"]}
     print(" · ".join(found["why"]), flush=True)
 
-    memory = psutil.virtual_memory().total // 3_000_000_000  # a run of the quick preset stays under 3 GB
+    memory = psutil.virtual_memory().total // 3_500_000_000  # a run of the quick preset stays under 3.5 GB
     cores = asked.cores or max(1, min(os.cpu_count(), memory))
     command = [sys.executable, "-m", "snakemake", "-s", str(SNAKEFILE), "--cores", str(cores)]
     config = ["--config", *(f"{key}={value}" for key, value in settings.items())]

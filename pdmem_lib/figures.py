@@ -180,9 +180,10 @@ def show_everywhere(colours: int = 64) -> None:
 
     class SmallPng(MimetypeRenderer):
         def to_mimebundle(self, fig_dict: dict) -> dict[str, str]:
+            import kaleido
             from PIL import Image
 
-            image = Image.open(BytesIO(plotly.io.to_image(fig_dict, "png", scale=1)))
+            image = Image.open(BytesIO(kaleido.calc_fig_sync(fig_dict, opts=dict(format="png", scale=1))))
             small = BytesIO()
             image.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
             return {"image/png": b64encode(small.getvalue()).decode()}

@@ -1,0 +1,36 @@
+"""Execute chapters from top to bottom and save them as they are committed: `make chapters`, or
+
+    python notebooks/execute.py notebooks/14_is_it_memory.ipynb
+
+What the page of a code host cannot show, and what would make a file large, is left out: figures keep their PNG and lose
+the interactive copy (running the cell brings it back), widgets lose their state, cells the times they took.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+INTERACTIVE = "application/vnd.plotly.v1+json"
+
+
+def execute(path: Path) -> None:
+    """Run one notebook in its own folder, and replace it only when every cell succeeded."""
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}},
+                   record_timing=False).execute()
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                output["data"].pop(INTERACTIVE, None)
+    nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        start = time.monotonic()
+        execute(Path(name))
+        print(f"{name}: {time.monotonic() - start:.0f} s, {Path(name).stat().st_size / 1000:.0f} kB", flush=True)
