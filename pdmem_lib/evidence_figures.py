@@ -77,7 +77,7 @@ def effect_intervals(table: pd.DataFrame, subtitle: str) -> go.Figure:
         figure.add_scatter(x=[row["effect"]], y=[y], mode="markers", name=label, showlegend=False,
                            marker=dict(symbol=look.symbol, size=13, color="white", line=dict(color=INK, width=2)),
                            hovertemplate=f"{label}: %{{x:.{digits}f}} {unit}<br>{row['n']:g} questions, "
-                                         f"{row['conversations']:g} conversations, {row['seeds']:g} seeds"
+                                         f"{row['conversations']:g} conversations, seeds: {row['seeds']:g}"
                                          "<extra></extra>")
     legend_entry(figure, "effect", marker=dict(symbol="circle", size=13, color="white", line=dict(color=INK, width=2)))
     legend_entry(figure, "95 % by question", mode="lines", line=dict(color=GREY, width=11))
@@ -88,7 +88,7 @@ def effect_intervals(table: pd.DataFrame, subtitle: str) -> go.Figure:
                              "p": [_p(row.values["p"]) for row in rows],
                              "verdict": [literal(row.values["verdict"]) for row in rows]}, [16, 104, 182])
     figure.update_xaxes(title=f"{contrast}, {name} ({unit})<br>{span(table['n'])} questions, "
-                              f"{span(table['conversations'])} conversations, {span(table['seeds'])} seeds")
+                              f"{span(table['conversations'])} conversations, seeds: {span(table['seeds'])}")
     figure.update_layout(barmode="overlay")
     return finish(figure, f"What a memory adds: {contrast}", subtitle, 330 + 38 * len(rows), row_margin(rows),
                   right=330, foot=155)

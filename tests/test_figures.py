@@ -267,7 +267,7 @@ def test_effects_have_intervals_by_question_and_by_conversation_and_the_reach_of
     row = [note.text for note in figure.layout.annotations if note.y == 1]
     assert row == ["+3.000", "0.040", "remembers"]
     assert [note.text for note in figure.layout.annotations if note.y == 0] == ["+2.100", "&lt;0.001", "cannot be told"]
-    assert figure.layout.xaxis.title.text.endswith("<br>668 questions, 4 conversations, 2 seeds")
+    assert figure.layout.xaxis.title.text.endswith("<br>668 questions, 4 conversations, seeds: 2")
 
 
 @pytest.mark.parametrize("column, other", [("contrast", "own - zero"), ("score", "f1"), ("unit", "points")])
