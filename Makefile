@@ -61,7 +61,7 @@ $(VENV)/.ready: pyproject.toml
 .setup-of-active-environment:
 	@$(PIP) -q --no-deps "$(FALLBACK)" >&2
 
-reproduce: $(READY) ## run the study: PRESET=smoke (3 min), quick (a quarter of an hour, the default) or full (the published protocol)
+reproduce: $(READY) ## run the study: PRESET=smoke (3 min), quick (20 min, the default) or full (the published protocol)
 	@$(RUN) notebooks/reproduce.py --preset "$(PRESET)" --backbone "$(BACKBONE)" --data "$(DATA)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(CORES),--cores "$(CORES)")
 
 RECALL := recall-$(or $(BACKBONE),tiny-gpt2)

@@ -70,7 +70,7 @@ PRESETS = {
         evaluate=dict(questions_per_bucket=4, knowledge_points=2, max_new_tokens=8), budgets=(64,), last=256,
         backbone="tiny-gpt2", data="synthetic"),
     "quick": Preset(
-        "a pretrained model, six methods, the baseline and controls at 1x, a quarter of an hour on 2 cores: a first look",
+        "a pretrained model, six methods, the baseline and controls at 1x, about 20 minutes on 2 cores: a first look",
         methods=(*METHODS, "baseline", *CONTROLS), capacities=(1,), seeds=(42,), synthetic=(5, 16), train_conversations=2,
         train=dict(epochs=1, max_questions=256, lr=1e-3, warmup_steps=2),
         evaluate=dict(questions_per_bucket=16, knowledge_points=3), budgets=(64, 256), last=1024),
