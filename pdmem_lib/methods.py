@@ -107,9 +107,10 @@ class Method(nn.Module, ABC):
     def decay(self, state: State, H: Tensor) -> Tensor:
         """What ``write(state, H)`` multiplies the old rows by, (M,), or () where it is one number for all of them.
 
-        The rest of the new state is what this turn adds. It belongs to the write family, and `provenance` needs it.
+        The rest of the new state is what this turn adds. It belongs to the write family, and `provenance` needs it;
+        ValueError in a family that does not say. Nothing else asks for it.
         """
-        raise NotImplementedError(f"{self.title} does not say what its write keeps: give its write family a decay()")
+        raise ValueError(f"{self.title} does not say what its write keeps: give its write family a decay()")
 
     @abstractmethod
     def read(self, state: State, inputs: Inputs | None = None) -> Injection:

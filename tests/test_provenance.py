@@ -368,3 +368,16 @@ def test_relative_ranks_see_past_what_every_question_looks_at(model, conversatio
     relative = find_turns(model(), conversations, asked, states, progress=False, autocast=False, relative=True)
     assert (raw["reciprocal_rank"] - raw["reciprocal_rank_others"]).abs().max() < 0.01
     assert relative["reciprocal_rank"].mean() > 0.9 > 0.5 > relative["reciprocal_rank_others"].mean()
+
+
+def test_a_write_family_that_says_nothing_of_decay_is_measured_all_the_same(model, conversations, monkeypatch):
+    """A reader's own write rule: only the tracing of turns is left out, with its reason."""
+    m = open_gates(model("slot", num_entries=8, top_k=2))
+    monkeypatch.setattr(SparseSlots, "decay", Method.decay)
+    states = encode_all(m.backbone, conversations, progress=False)
+    table = find_turns(m, conversations, sample_questions(conversations, 1), states, progress=False)
+    assert table.empty and "does not say what its write keeps" in table.attrs["reason"]
+    with pytest.raises(ValueError, match="give its write family a decay"):
+        write_provenance(m, states[conversations[0].id])
+    result = pdmem.evaluate(m, conversations, questions_per_bucket=1, knowledge_points=2, max_new_tokens=2, progress=False)
+    assert result.turns.empty and result.per_question["logp_other"].notna().all()
