@@ -149,7 +149,7 @@ def find_turns(model: MemoryModel, conversations: Sequence[Conversation], asked:
     with model.backbone.autocast(autocast):
         if model.attention_to_memory("?", memory=model.adapter.initial_state()) is None:
             reason = f"{model.method} reports no attention to memory, so it points at no turn"
-    if type(model.adapter).decay is Method.decay:
+    if not reason and type(model.adapter).decay is Method.decay:
         reason = f"{model.method} does not say what its write keeps (decay), so no turn can be traced"
     known = {c.id: c for c in conversations}
     groups: dict[str, list[tuple[int, Question]]] = {}

@@ -139,7 +139,7 @@ def test_methods_that_cannot_be_traced_say_why(model, hidden, monkeypatch):
     with pytest.raises(ValueError, match="use write_provenance"):
         entry_provenance(model("slot"), hidden, hidden[:1])
     monkeypatch.setattr(AttentionCoupledBank, "decay", Method.decay)
-    with pytest.raises(RuntimeError, match=r"KV extension does not say .* a decay\(\)"):
+    with pytest.raises(ValueError, match=r"KV extension does not say .* a decay\(\)"):
         write_provenance(model("kv_extension"), hidden)
     monkeypatch.setattr(HebbianMatrix, "decay", lambda self, state, H: torch.ones(len(state["M"])))
     with pytest.raises(RuntimeError, match="decay differently"):
