@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-INTERACTIVE = "application/vnd.plotly.v1+json"
+INTERACTIVE = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 
 
 def execute(path: Path) -> None:
@@ -25,7 +25,7 @@ def execute(path: Path) -> None:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
-                output["data"].pop(INTERACTIVE, None)
+                output["data"] = {kind: data for kind, data in output["data"].items() if kind not in INTERACTIVE}
     nbformat.write(notebook, path)
 
 

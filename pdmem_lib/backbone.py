@@ -104,6 +104,10 @@ class Backbone:
         """Ids of ``text``; ``special`` adds what the tokenizer adds by itself at the start (GPT-2, SmolLM2: nothing)."""
         return self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
 
+    def tokens(self, text: str) -> list[str]:
+        """The text of each token of ``text``, in order, with the blanks it begins with."""
+        return [self.tokenizer.decode([i]) for i in self.token_ids(text)]
+
     def prefill(self, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Run soft tokens (1, M, d), all at position 0, through the frozen blocks; gradients flow to them.
 

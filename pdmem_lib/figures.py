@@ -36,7 +36,7 @@ from .metrics import LAG_BUCKETS
 __all__ = ["MEMORIES", "WIDTH", "attention_by_block", "attention_to_entries", "bank_spread", "breakdown",
            "category_heatmap", "controls_chart", "effect_intervals", "effective_rank", "fill_of", "forgetting_curves",
            "gates", "hebbian_matrix", "knowledge_curves", "log_probability_bars", "look_of", "loss_curves",
-           "nearest_tokens", "nearest_tokens_of", "noise_floor_bars", "null_distribution", "provenance_map",
+           "nearest_tokens", "nearest_tokens_of", "noise_floor_bars", "null_distribution", "picture", "provenance_map",
            "recall_curves", "reference_points", "retained_bars", "save", "save_all", "slot_map", "slot_usage",
            "token_gain", "turn_finding", "turn_scores_bars"]
 
@@ -195,6 +195,14 @@ def show_everywhere(colours: int = 64) -> None:
         kaleido.start_sync_server(silence_warnings=True, mathjax=False)  # one browser for all figures
         plotly.io.renderers["small_png"] = SmallPng()
         plotly.io.renderers.default = "plotly_mimetype+small_png"
+
+
+def picture(figure: go.Figure) -> dict[str, str]:
+    """{"image/png": base64} as `show_everywhere` puts it beside a figure; {} where it was not called or has no browser."""
+    import plotly.io
+
+    on = "small_png" in str(plotly.io.renderers.default)
+    return plotly.io.renderers["small_png"].to_mimebundle(figure.to_dict()) if on else {}
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

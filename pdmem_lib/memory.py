@@ -195,13 +195,28 @@ class MemoryModel:
         targets = [target_ids(self.backbone, answer) for answer in answers]
         for p, t in zip(prompts, targets, strict=True):
             self._fitting(p + t)
+        score = score_targets(self.backbone, *self._rows_under(memories, prompts, targets))
+        return AnswerScore(*(x.view(len(memories), -1) for x in (score.log_prob, score.tokens)))
+
+    @torch.no_grad()
+    def token_log_probs(self, question: str, answer: str, memory: Memory = "own") -> tuple[list[str], Tensor]:
+        """The answer token by token: their texts, and the log-probability (nats) of each, (T,), whose sum is `score`'s.
+
+        The last is the closing line feed.
+        """
+        prompts, targets = [self.backbone.token_ids(prompt_text(question))], [target_ids(self.backbone, answer)]
+        self._fitting(prompts[0] + targets[0])
+        _, log_probs = target_log_probs(self.backbone, *self._rows_under([memory], prompts, targets))
+        return [self.backbone.tokenizer.decode([i]) for i in targets[0]], log_probs
+
+    def _rows_under(self, memories: Sequence[Memory], prompts: list[list[int]],
+                    targets: list[list[int]]) -> tuple[Tensor, Tensor, Tensor, seam.Injection]:
+        """Right-padded ids, mask, question marks, all (memories * B, T), and what the blocks read."""
         ids, mask = self.backbone.pad([p + t for p, t in zip(prompts, targets, strict=True)], side="right")
         column = torch.arange(ids.shape[1], device=ids.device)[None]
         question = column < torch.tensor([[len(p)] for p in prompts], device=ids.device)  # (B, T)
         injection = self._injection_for(memories, ids, mask, question)
-        ids, mask, question = (x.repeat(len(memories), 1) for x in (ids, mask, question))  # (memories * B, T)
-        score = score_targets(self.backbone, ids, mask, question, injection)
-        return AnswerScore(*(x.view(len(memories), -1) for x in (score.log_prob, score.tokens)))
+        return *(x.repeat(len(memories), 1) for x in (ids, mask, question)), injection
 
     def answer(self, questions: Sequence[str], max_new_tokens: int = 24, memory: Memory = "own", batch_size: int = 32,
                on_batch=None, contexts: Sequence[str] | None = None) -> list[str]:
@@ -337,6 +352,14 @@ def score_targets(backbone: Backbone, ids: Tensor, mask: Tensor, question: Tenso
 
     A row begins with at least one that it marks, and its first token stands at position ``start``.
     """
+    row, log_probs = target_log_probs(backbone, ids, mask, question, injection, start)
+    zeros = log_probs.new_zeros(len(ids))
+    return AnswerScore(zeros.index_add(0, row, log_probs), row.bincount(minlength=len(ids)))
+
+
+def target_log_probs(backbone: Backbone, ids: Tensor, mask: Tensor, question: Tensor, injection: seam.Injection,
+                     start: int = 0) -> tuple[Tensor, Tensor]:
+    """The N tokens that `score_targets` sums over, row by row: the row of each and its log-probability, both (N,)."""
     is_target = mask.bool() & ~question
     positions = {"position_ids": start + _positions(mask)} if start else {}
     with seam.inject(backbone.model, injection):  # right padding under a causal mask needs no mask of its own
@@ -345,9 +368,7 @@ def score_targets(backbone: Backbone, ids: Tensor, mask: Tensor, question: Tenso
     predicts[:, -1] = False
     logits = backbone.model.get_output_embeddings()(hidden[predicts])  # (N, vocab): answer positions only
     log_probs = -torch.nn.functional.cross_entropy(logits.float(), ids[is_target], reduction="none")  # (N,)
-    row = is_target.nonzero()[:, 0]
-    zeros = log_probs.new_zeros(len(ids))
-    return AnswerScore(zeros.index_add(0, row, log_probs), is_target.sum(dim=1))
+    return is_target.nonzero()[:, 0], log_probs
 
 
 @torch.no_grad()

@@ -112,6 +112,14 @@ class Method(nn.Module, ABC):
         """
         raise ValueError(f"{self.title} does not say what its write keeps: give its write family a decay()")
 
+    def hidden_of(self, state: State) -> Tensor:
+        """The state's rows as mixtures of hidden states, (M, d), the random map of the write undone [D].
+
+        So they can be compared with what the model knows, its unembedding say (`figures.nearest_tokens_of`). It belongs
+        to the write family; ValueError in one that does not say.
+        """
+        raise ValueError(f"{self.title} does not say how to undo its write: give its write family a hidden_of()")
+
     @abstractmethod
     def read(self, state: State, inputs: Inputs | None = None) -> Injection:
         """What the frozen blocks read of ``state``: a list of `KeyValues`, a block each, a `Branch`, or None."""
@@ -135,6 +143,9 @@ class AttentionCoupledBank(Method):
 
     def decay(self, state: State, H: Tensor) -> Tensor:
         return state["P"].new_tensor(self.settings.gamma)  # ()
+
+    def hidden_of(self, state: State) -> Tensor:
+        return state["P"] @ torch.linalg.pinv(self.write_V)  # (M, d)
 
 
 class HebbianMatrix(Method):
@@ -163,6 +174,9 @@ class HebbianMatrix(Method):
     def decay(self, state: State, H: Tensor) -> Tensor:
         return write.hebbian_decay(state["M"], H, self.write_K, self.write_V, self.settings.gamma)  # ()
 
+    def hidden_of(self, state: State) -> Tensor:
+        return state["M"] @ torch.linalg.pinv(self.write_V)  # (d_h, d): the nearest, where d_h < d
+
 
 class SparseSlots(Method):
     """``{"P": (S, d)}``, each turn written to its top-k slots only."""
@@ -183,6 +197,9 @@ class SparseSlots(Method):
         P = state["P"]
         written = write.sparse_slot_choice(P, H, self.write_a, self.settings.top_k)  # (top_k,)
         return P.new_ones(P.shape[0]).index_fill(0, written, self.settings.gamma)  # (M,)
+
+    def hidden_of(self, state: State) -> Tensor:
+        return state["P"] @ torch.linalg.pinv(self.write_u)  # (S, d)
 
 
 # ---- readers of extra keys and values ----

@@ -14,7 +14,8 @@ second holds fixed that recent and long turns weigh more for any question: own m
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,12 @@ def write_provenance(model: MemoryModel, hidden: Sequence[Tensor]) -> Float[Tens
     return _trace(model, hidden, lambda rows: rows.norm(dim=-1))[1].cpu()
 
 
+def write_history(model: MemoryModel, hidden: Sequence[Tensor]) -> Iterator[tuple[State, Float[Tensor, "M 1+n"]]]:
+    """The state and `write_provenance` as they stand at the start and after each of the N turns: 1 + N pairs."""
+    for state, sizes in _trace_turns(model, hidden, lambda rows: rows.norm(dim=-1)):
+        yield state, sizes.cpu()
+
+
 def entry_provenance(model: MemoryModel, hidden: Sequence[Tensor],
                      questions: Sequence[Tensor]) -> list[Float[Tensor, "T 1+N"]]:
     """`write_provenance` of the entries of a reader that makes them of the question (M.4): one table a question.
@@ -85,9 +92,16 @@ def _trace_entries(model: MemoryModel, hidden: Sequence[Tensor],
     return state, list(sizes.split([len(H) for H in questions]))
 
 
+def _trace(model: MemoryModel, hidden: Iterable[Tensor], size: Callable[[Tensor], Tensor]) -> tuple[State, Tensor]:
+    """The state after all turns, and the ``size`` (K,) of what P_0 and each turn left in it, (K, 1+N)."""
+    ((state, sizes),) = deque(_trace_turns(model, hidden, size), maxlen=1)
+    return state, sizes
+
+
 @torch.no_grad()
-def _trace(model: MemoryModel, hidden: Sequence[Tensor], size: Callable[[Tensor], Tensor]) -> tuple[State, Tensor]:
-    """The state after all turns, and the ``size`` (K,) of what P_0 and each turn left in it, (K, 1+N).
+def _trace_turns(model: MemoryModel, hidden: Iterable[Tensor],
+                 size: Callable[[Tensor], Tensor]) -> Iterator[tuple[State, Tensor]]:
+    """`_trace` at the start and after each turn.
 
     ``size`` must scale with its argument: rows' decays are applied to sizes, so that no part is kept but its size.
     """
@@ -96,19 +110,18 @@ def _trace(model: MemoryModel, hidden: Sequence[Tensor], size: Callable[[Tensor]
         raise ValueError(f"{model.method} keeps {len(state)} tensors, provenance is traced in exactly one: "
                          "use a method with a bank or a matrix")
     ((name, old),) = state.items()
-    sizes, decays = [size(old)], []
+    sizes = size(old)[:, None]  # (K, 1)
+    yield state, sizes
     for H in hidden:
         H = H.to(model.backbone.device, torch.float32)
-        decay = adapter.decay(state, H)  # (M,) or ()
+        decay = adapter.decay(state, H)[..., None]  # (M, 1) or (1,)
+        if adapter.needs_inputs and decay.ndim == 2:
+            raise RuntimeError(f"{model.method} mixes rows that decay differently: sizes of its entries cannot be decayed")
         state = adapter.write(state, H)
-        sizes.append(size(state[name] - decay[..., None] * old))  # what this turn added
-        decays.append(decay)
+        added = size(state[name] - decay * old)  # what this turn added, (K,)
+        sizes = torch.cat([sizes * decay, added[:, None]], dim=1)
         old = state[name]
-    end = old.new_ones(decays[0].shape if decays else ())
-    kept = torch.stack([*decays, end]).flip(0).cumprod(dim=0).flip(0)  # (1+N, M) or (1+N,): product of later decays
-    if adapter.needs_inputs and kept.ndim == 2:
-        raise RuntimeError(f"{model.method} mixes rows that decay differently: sizes of its entries cannot be decayed")
-    return state, (torch.stack(sizes) * kept.view(len(sizes), -1)).T  # (K, 1+N)
+        yield state, sizes
 
 
 # ---- where a question looks ------------------------------------------------------------------------------------------

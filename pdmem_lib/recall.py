@@ -18,7 +18,7 @@ is common to all banks, and a step with more episodes of one code would teach th
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -50,6 +50,10 @@ TINY = 1e-12  # keeps weights that underflow from all being zero
 # For a pretrained backbone: a tenth of the learning rate, and as few points as an hour on two cores allows.
 PRETRAINED = dict(lags=(0, 4, 16, 32, 64, 128), loads=(1, 2, 4, 8), interference=(0, 4, 16), rows=16, probe_rows=12,
                   steps=240, rows_a_step=1, lr=0.003, autocast="auto")
+
+# For a lesson: one axis, trained while one watches, about a minute on two cores with SmolLM2-135M.
+LESSON = dict(lags=(0, 4, 16, 64), loads=(), interference=(), rows=8, probe_rows=8, pairs=4, steps=120, lr=0.003,
+              autocast="auto")
 
 
 @dataclass(frozen=True)
@@ -362,8 +366,11 @@ def _probe(rows: Sequence[Sequence[State]], seed: int) -> float:
 
 
 # ---- what the reader uses ----
-def recall(backbone: Backbone, method: str, capacity: int = 1, seed: int = 42, **settings) -> Recall:
+def recall(backbone: Backbone, method: str, capacity: int = 1, seed: int = 42,
+           on_step: Callable[[int, MemoryModel], None] | None = None, **settings) -> Recall:
     """Train one adapter on episodes of all points and measure its recall at each, on new episodes.
+
+    ``on_step(step, model)`` is called after each training step, from 0, to watch the adapter change.
 
     Keywords as in `RecallSettings`, and ``gamma``, ``top_k``, ``num_entries`` ... as in `MemorySettings`; ``seed`` sets
     the memory and the episodes. The table has a row a point: axis, x, n (episodes), accuracy with its Wilson 95 %
@@ -376,7 +383,7 @@ def recall(backbone: Backbone, method: str, capacity: int = 1, seed: int = 42, *
 
     lab = _Lab(backbone, method, capacity, seed, settings)
     reader = _Reader(lab)
-    history = _train(lab, reader)
+    history = _train(lab, reader, on_step)
     table = pd.DataFrame([row for series in lab.settings.series() for row in _measure(lab, reader, series)])
     return Recall(table.merge(_retention(lab), on=["axis", "x"], validate="1:1"), history, lab.model, lab.settings)
 
@@ -416,7 +423,8 @@ class _Reader:
         return Inputs(F.pad(H, (0, 0, 0, T - len(H)))[None], valid[None])
 
 
-def _train(lab: _Lab, reader: _Reader) -> "pandas.DataFrame":
+def _train(lab: _Lab, reader: _Reader,
+           on_step: Callable[[int, MemoryModel], None] | None = None) -> "pandas.DataFrame":
     """Cross-entropy over the candidates, on new episodes at every step.
 
     Axes are drawn alike, an axis' points in proportion to the trace that theory leaves at most: a bank that keeps
@@ -448,6 +456,8 @@ def _train(lab: _Lab, reader: _Reader) -> "pandas.DataFrame":
         optimizer.zero_grad()
         rows.append(dict(step=step, loss=loss.item(), lr=lr, grad_norm=float(grad_norm),
                          seconds=time.perf_counter() - start))
+        if on_step:
+            on_step(step, lab.model)
     return pd.DataFrame(rows)
 
 

@@ -6,7 +6,7 @@ conversation's bank for a batch of its questions.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,8 +49,11 @@ class TrainSettings(Settings):
                      "that the conversation wrote) and 'initial' (P_0)")
 
 
-def train(model: MemoryModel, conversations: Sequence[Conversation], **settings) -> "pandas.DataFrame":
+def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Callable[[int], None] | None = None,
+          **settings) -> "pandas.DataFrame":
     """Train ``model``'s adapter on the conversations' questions; keywords as in `TrainSettings`.
+
+    ``on_step(step)`` is called after each step, from 0, to watch the adapter change.
 
     Returns the history, a row a step: step, epoch, loss (nats per answer token), lr, grad_norm (before clipping),
     seconds (since the start). ``model.state`` is left alone. The baseline has nothing to train: its history is empty.
@@ -96,6 +99,8 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], **settings)
                     scheduler.step()
                     rows.append(dict(step=len(rows), epoch=epoch, loss=loss.item(), lr=lr, grad_norm=float(grad_norm),
                                      seconds=time.perf_counter() - start))
+                    if on_step:
+                        on_step(rows[-1]["step"])
                     bar.set_postfix(loss=f"{rows[-1]['loss']:.2f}", refresh=False)
                     bar.update()
     return pd.DataFrame(rows, columns=["step", "epoch", "loss", "lr", "grad_norm", "seconds"])

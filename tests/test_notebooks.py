@@ -1,7 +1,9 @@
 """The committed notebooks: chapters carry their outputs, small and without traces of a machine; templates carry none."""
 
 import ast
+import importlib
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -9,6 +11,7 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if not path.name.startswith("9")]
+SOLUTIONS = sorted((Path(__file__).parent.parent / "notebooks" / "solutions").glob("*.ipynb"))
 TEMPLATES = [path for path in NOTEBOOKS if path.name.startswith("9")]
 MACHINE = re.compile(r"(?<![\w.])/(home|root|tmp|work|Users|mnt|opt|usr)/|site-packages")
 
@@ -21,7 +24,13 @@ def code_cells(path):
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def tagged(path, prefix):
+    """{tag: source} of the cells with a tag that begins so."""
+    return {tag: cell.source for cell in code_cells(path) for tag in cell.metadata.get("tags", [])
+            if tag.startswith(prefix)}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=name)
 def test_every_notebook_is_valid_and_introduces_itself(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -37,7 +46,7 @@ def test_every_notebook_is_valid_and_introduces_itself(path):
         ast.literal_eval(statement.value)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+@pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=name)
 def test_no_cell_is_long_and_none_knows_a_machine(path):
     for cell in nbformat.read(path, as_version=4).cells:
         lines = [line for line in cell.source.splitlines() if line.strip()]
@@ -46,7 +55,7 @@ def test_no_cell_is_long_and_none_knows_a_machine(path):
     assert not MACHINE.search(path.read_text()), "an absolute path"
 
 
-@pytest.mark.parametrize("path", CHAPTERS, ids=name)
+@pytest.mark.parametrize("path", CHAPTERS + SOLUTIONS, ids=name)
 def test_a_chapter_is_committed_with_outputs(path):
     assert path.stat().st_size < 500_000
     cells = code_cells(path)
@@ -64,3 +73,37 @@ def test_a_chapter_is_committed_with_outputs(path):
 def test_a_template_is_committed_without_outputs(path):
     for cell in code_cells(path):
         assert not cell.outputs and cell.execution_count is None
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=name)
+def test_what_a_chapter_imports_exists(path):
+    """Without running it: every module that is imported is found, and every name that is taken of one of ours."""
+    for cell in code_cells(path):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Import):
+                assert all(find_spec(alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) or find_spec(f"{node.module}.{alias.name}")
+                           for alias in node.names)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=name)
+def test_exercises_have_a_hint_and_a_solution_that_passes_the_same_check(path):
+    """A chapter's ``exercise-1`` is a stub and its ``check-1`` skips it; the solutions' notebook runs that very check."""
+    exercises, checks = tagged(path, "exercise-"), tagged(path, "check-")
+    assert len(exercises) == len(checks)
+    if not exercises:
+        return
+    text = path.read_text()
+    assert text.count("<details>") >= len(exercises), "a hint each"
+    assert all("return None" in source for source in exercises.values())
+    solved = path.parent / "solutions" / path.name
+    assert solved in SOLUTIONS, f"{path.name} has no solutions"
+    assert tagged(solved, "check-") == checks
+    assert {tag.replace("solution", "exercise") for tag in tagged(solved, "solution-")} == set(exercises)
+    for cell in code_cells(solved):
+        for tag in cell.metadata.get("tags", []):
+            if tag.startswith("check-"):  # compared by nbval, so that a solution that returns None fails
+                assert "nbval-check-output" in cell.metadata.tags
+                assert [output.text for output in cell.outputs] == [f"Exercise {tag.removeprefix('check-')}: solved\n"]
