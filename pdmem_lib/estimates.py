@@ -124,13 +124,66 @@ def null_retained(lags: ArrayLike, f1_own: ArrayLike, f1_zero: ArrayLike, resamp
     own, zero = np.asarray(f1_own, dtype=float), np.asarray(f1_zero, dtype=float)
     metrics.retained(own, zero)  # refuses what is not a fraction
     flip = np.random.default_rng(seed).random((resamples, len(own))) < 0.5
-    clipped = np.maximum(0.0, np.where(flip, zero - own, own - zero))  # (R, Q)
-    index = np.array([[b.label for b in metrics.LAG_BUCKETS].index(metrics.bucket_of(lag)) for lag in lags])
-    n = np.bincount(index, minlength=len(metrics.LAG_BUCKETS))
-    sums = np.zeros((resamples, len(n)))
-    np.add.at(sums.T, index, clipped.T)
-    raw = np.divide(100 * sums, n, out=np.full_like(sums, np.nan), where=n > 0)  # (R, buckets)
-    return np.array([np.nanmean(metrics.isotonic_non_increasing(row, n)) for row in raw])
+    curves = _clipped_curves(np.where(flip, zero - own, own - zero), lags)  # (R, buckets)
+    return np.nanmean(curves, axis=1)
+
+
+def bucket_intervals(lags: ArrayLike, scores: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> pandas.DataFrame:
+    """`metrics.forgetting_curve` with the 95 % interval of each bucket's raw mean, in %: columns low and high beside.
+
+    The percentile bootstrap over the bucket's questions; NaN below two of them. It knows no other answers than those it
+    draws from: where all score alike the interval has no width, and that of a clipped score never reaches below 0, so
+    that lying above 0 proves nothing there. ``lags`` and ``scores`` (Q,) as in `metrics.forgetting_curve`.
+    """
+    curve = metrics.forgetting_curve(lags, scores)
+    labels, scores = np.array([metrics.bucket_of(lag) for lag in lags]), np.asarray(scores, dtype=float)
+    low, high = np.full((2, len(curve)), np.nan)
+    rng = np.random.default_rng(seed)
+    for i, bucket in enumerate(curve["bucket"]):
+        inside = scores[labels == bucket]
+        if len(inside) > 1:
+            means = 100 * _draws(rng, len(inside), resamples) @ inside / len(inside)  # (R,)
+            low[i], high[i] = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2])
+    return curve.assign(low=low, high=high)
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """What `simulate_clipping` drew: fractions, not %. The first sample is one study, the rest are its repetitions."""
+
+    differences: np.ndarray  # (Q,) of the first sample, own - zero
+    unclipped: np.ndarray  # (R,) mean difference of each sample
+    published: np.ndarray  # (R,) printed mean of each: clipped, by bucket, smoothed
+
+
+def simulate_clipping(spread: float, effect: float = 0.0, questions: int = 80, seed: int = 0, repeats: int = 200,
+                      lags: ArrayLike | None = None) -> Clipping:
+    """Studies of a memory whose true effect is known: normal F1 differences, scored as they are and as published [D].
+
+    ``spread`` is the standard deviation of the differences and ``effect`` their mean, as fractions; what falls outside
+    [-1, 1] is put at its end. ``lags`` (questions,) in turns; without them the questions lie evenly over the buckets.
+    ValueError for a negative spread, an effect outside [-1, 1], or fewer than one question or repeat.
+    """
+    if spread < 0 or not -1 <= effect <= 1 or questions < 1 or repeats < 1:
+        raise ValueError(f"spread {spread:g}, effect {effect:g}, {questions} questions, {repeats} repeats: the spread must "
+                         "be at least 0, the effect lie in [-1, 1], and there must be one question and one repeat")
+    if lags is None:
+        lags = np.resize([bucket.low for bucket in metrics.LAG_BUCKETS], questions)
+    if len(lags) != questions:
+        raise ValueError(f"{len(lags)} lags for {questions} questions: give one each")
+    d = np.random.default_rng(seed).normal(effect, spread, size=(repeats, questions)).clip(-1, 1)  # (R, Q)
+    curves = _clipped_curves(d, lags)
+    return Clipping(d[0], d.mean(axis=1), np.nanmean(curves, axis=1) / 100)
+
+
+def _clipped_curves(differences: np.ndarray, lags: ArrayLike) -> np.ndarray:
+    """Smoothed buckets (%) of the clipped differences (R, Q) of R samples with the same lags: (R, buckets)."""
+    labels = [bucket.label for bucket in metrics.LAG_BUCKETS]
+    member = np.eye(len(labels))[[labels.index(metrics.bucket_of(lag)) for lag in lags]]  # (Q, buckets)
+    n = member.sum(axis=0)
+    raw = np.divide(100 * np.maximum(0.0, differences) @ member, n, out=np.full((len(differences), len(n)), np.nan),
+                    where=n > 0)  # (R, buckets)
+    return np.array([metrics.isotonic_non_increasing(row, n) for row in raw])
 
 
 # --- from the table of all runs ---------------------------------------------------------------------------------------

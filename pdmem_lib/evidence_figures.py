@@ -20,6 +20,7 @@ from .locomo import CATEGORIES
 from .metrics import LAG_BUCKETS
 
 GREY = "#7A7A7A"
+CLIPPED, UNCLIPPED = "#D55E00", "#0072B2"
 NEUTRAL = Look("", INK, "circle")  # for the legend, which names no method, and points of no method
 MEMORIES = {  # memory: (name, marker, place across its row: what often scores the same must not hide each other)
     "own": ("own memory", "circle", 0),
@@ -125,6 +126,52 @@ def noise_floor_bars(table: pd.DataFrame, subtitle: str) -> go.Figure:
     figure.update_layout(barmode="overlay")
     return finish(figure, "Retained memory against the noise floor", subtitle, 300 + 38 * len(rows), row_margin(rows),
                   right=235)
+
+
+def clipping(differences: ArrayLike, unclipped: ArrayLike, published: ArrayLike, subtitle: str,
+             effect: float = 0.0) -> go.Figure:
+    """What clipping makes of differences in F1: one study's questions, and the scores of many studies like it.
+
+    ``differences`` (Q,) own - zero of one study, ``unclipped`` (R,) and ``published`` (R,) the two scores of R studies,
+    that one first, ``effect`` the true mean: all fractions, drawn in points (`estimates.simulate_clipping`). ValueError
+    for values that are not finite, or unequal numbers of scores.
+    """
+    d, plain, clipped = (100 * np.asarray(values, dtype=float).ravel() for values in (differences, unclipped, published))
+    if not len(d) or not len(plain) or len(plain) != len(clipped) or not np.isfinite([*d, *plain, *clipped, effect]).all():
+        raise ValueError("this figure needs differences and as many published scores as unclipped ones, all finite")
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.08, subplot_titles=[
+        f"<b>one study: {len(d)} questions</b>", f"<b>{len(plain)} studies like it</b>"])
+    lost, kept = dict(color="white", line=dict(color=GREY, width=2)), dict(color=CLIPPED, line=dict(color="white", width=1))
+    for x, count, width in _bars(d, 24):
+        figure.add_bar(x=[x], y=[count], width=[width], showlegend=False, marker=lost if x < 0 else kept, row=1, col=1,
+                       hovertemplate="%{x:.1f} points: %{y} questions<extra></extra>")
+    figure.add_bar(x=[None], y=[None], name="below zero: clipped away", marker=lost)
+    figure.add_bar(x=[None], y=[None], name="zero and above: kept", marker=kept)
+    for name, values, look in (("unclipped mean", plain, dict(color=UNCLIPPED, dash="dash")),
+                               ("published score", clipped, dict(color=CLIPPED, dash="solid"))):
+        for x, count, width in _bars(values, 20):
+            figure.add_bar(x=[x], y=[count], width=[width], showlegend=False, opacity=0.5, row=1, col=2,
+                           marker=dict(color=look["color"], line=dict(color="white", width=1)),
+                           hovertemplate=f"{name} about %{{x:.2f}} points: %{{y}} studies<extra></extra>")
+        for column in (1, 2):  # the study on the left, in both
+            figure.add_vline(x=values[0], line=dict(width=4, **look), row=1, col=column)
+        figure.add_scatter(x=[None], y=[None], mode="lines", name=f"{name} of the study: {signed(values[0], 1)}",
+                           line=dict(width=4, **look))
+    figure.add_vline(x=100 * effect, line=dict(color=INK, width=2, dash="dot"), row=1, col=2)
+    legend_entry(figure, f"truth: {signed(100 * effect, 1)}", "lines", line=dict(color=INK, width=2, dash="dot"))
+    figure.update_xaxes(title="difference in F1, own − zero (points)", row=1, col=1)
+    figure.update_xaxes(title="score of a study (points)", row=1, col=2)
+    figure.update_yaxes(title="questions", row=1, col=1)
+    figure.update_yaxes(title="studies", row=1, col=2)
+    figure.update_layout(barmode="overlay")
+    return finish(figure, "What clipping does to noise", subtitle, 640, foot=150)
+
+
+def _bars(values: np.ndarray, count: int) -> list[tuple[float, int, float]]:
+    """Centre, count and width of about so many bars, none of which holds values on both sides of 0."""
+    step = max(values.max() - values.min(), 0.1) / count
+    low = np.floor(values / step).astype(int)
+    return [((k + 0.5) * step, int((low == k).sum()), step) for k in np.unique(low)]
 
 
 def null_distribution(values: ArrayLike, observed: float, subtitle: str, title: str, x_title: str) -> go.Figure:

@@ -4,7 +4,8 @@ Tables carry one row a point with ``method`` (its name in code) and ``capacity``
 several: lines and bars are then means over the seeds, the seeds themselves dots. A method keeps one colour and one
 marker in every figure, a capacity one dash, filling and hatch, so that no reading rests on colour alone. Text from data
 is escaped. ``subtitle`` names what was measured: backbone, preset, data, seeds. A missing column or an empty table is a
-ValueError that names it. Those that weigh the evidence are written in `evidence_figures` and offered here too.
+ValueError that names it. Those that weigh the evidence are written in `evidence_figures`, those of the data in
+`data_figures`, and offered here too.
 """
 
 import json
@@ -24,7 +25,8 @@ from plotly.subplots import make_subplots
 
 from ._plot import (FONT, INK, SEED, WIDTH, add_to_panel, bar_style, capacity_legend, fill_of, finish, groups,
                     label_panels, literal, look_of, method_panels, ordered, panel_height, require, span, times)
-from .evidence_figures import (MEMORIES, breakdown, controls_chart, effect_intervals, log_probability_bars,
+from .data_figures import how_far_back, lags_by_category, session_timeline
+from .evidence_figures import (MEMORIES, breakdown, clipping, controls_chart, effect_intervals, log_probability_bars,
                                noise_floor_bars, null_distribution, recall_curves, reference_points, turn_finding)
 from .files import atomic_path
 from .locomo import CATEGORIES
@@ -34,16 +36,21 @@ from .memory_figures import (attention_by_block, attention_to_entries, bank_spre
 from .metrics import LAG_BUCKETS
 
 __all__ = ["MEMORIES", "WIDTH", "attention_by_block", "attention_to_entries", "bank_spread", "breakdown",
-           "category_heatmap", "controls_chart", "effect_intervals", "effective_rank", "fill_of", "forgetting_curves",
-           "gates", "hebbian_matrix", "knowledge_curves", "log_probability_bars", "look_of", "loss_curves",
-           "nearest_tokens", "nearest_tokens_of", "noise_floor_bars", "null_distribution", "picture", "provenance_map",
-           "recall_curves", "reference_points", "retained_bars", "save", "save_all", "slot_map", "slot_usage",
-           "token_gain", "turn_finding", "turn_scores_bars"]
+           "category_heatmap", "clipping", "controls_chart", "effect_intervals", "effective_rank", "fill_of",
+           "forgetting_curves", "gates", "hebbian_matrix", "how_far_back", "knowledge_curves", "lags_by_category",
+           "log_probability_bars", "look_of", "loss_curves", "nearest_tokens", "nearest_tokens_of", "noise_floor_bars",
+           "null_distribution", "picture", "provenance_map", "recall_curves", "reference_points", "retained_bars",
+           "save", "save_all", "session_timeline", "slot_map", "slot_usage", "token_gain", "turn_finding",
+           "turn_scores_bars"]
 
 # --- the figures ------------------------------------------------------------------------------------------------------
 
-def forgetting_curves(table: pd.DataFrame, subtitle: str) -> go.Figure:
-    """Retained memory (%) by lag, a panel a method. Columns method, capacity, seed, bucket, n, raw, smoothed (%)."""
+def forgetting_curves(table: pd.DataFrame, subtitle: str, score: str = "retained memory (%)") -> go.Figure:
+    """Retained memory (%) by lag, a panel a method. Columns method, capacity, seed, bucket, n, raw, smoothed (%).
+
+    Columns low and high, where there are any, give the raw values 95 % intervals (`estimates.bucket_intervals`).
+    ``score`` names what was averaged, where that is another difference.
+    """
     require(table, "method", "capacity", "seed", "bucket", "n", "raw", "smoothed")
     buckets = list(dict.fromkeys([*(bucket.label for bucket in LAG_BUCKETS), *table["bucket"]]))
     table = table.assign(x=table["bucket"].map(buckets.index))
@@ -57,7 +64,7 @@ def forgetting_curves(table: pd.DataFrame, subtitle: str) -> go.Figure:
                      line=dict(color=look.colour, width=3, dash=fill.dash))
         add_to_panel(figure, panels[method], look, capacity, x=rows["x"] + aside, y=rows["raw"], mode="markers",
                      marker=dict(color=look.colour, symbol=look.symbol + fill.marker, size=11,
-                                 line=dict(color=look.colour, width=2)),
+                                 line=dict(color=look.colour, width=2)), error_y=_interval(rows),
                      cliponaxis=False, opacity=0.45 if rows["seed"].nunique() > 1 else 1)
     for method, (row, column) in panels.items():
         counts = table[table["method"] == method].groupby("x")["n"]
@@ -65,9 +72,18 @@ def forgetting_curves(table: pd.DataFrame, subtitle: str) -> go.Figure:
                  for x, bucket in enumerate(buckets)]
         figure.update_xaxes(tickvals=list(range(len(buckets))), ticktext=ticks, tickangle=0,
                             range=[-0.5, len(buckets) - 0.5], row=row, col=column)
-    label_panels(figure, panels, "lag between evidence and question (turns)", "retained memory (%)")
-    capacity_legend(figure, table, "isotonic fit, marks raw", mode="lines+markers")
+    label_panels(figure, panels, "lag between evidence and question (turns)", literal(score))
+    marks = "marks raw, bars 95 %" if {"low", "high"} <= set(table) else "marks raw"
+    capacity_legend(figure, table, f"isotonic fit, {marks}", mode="lines+markers")
     return finish(figure, "Forgetting curves", subtitle, height=panel_height(panels))
+
+
+def _interval(rows: pd.DataFrame) -> dict | None:
+    """Error bars from the columns low to high about raw; None without them."""
+    if not {"low", "high"} <= set(rows):
+        return None
+    return dict(type="data", symmetric=False, array=rows["high"] - rows["raw"], arrayminus=rows["raw"] - rows["low"],
+                thickness=2, width=5)
 
 
 def retained_bars(summary: pd.DataFrame, subtitle: str) -> go.Figure:

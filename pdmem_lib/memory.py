@@ -138,16 +138,28 @@ class MemoryModel:
     @torch.no_grad()
     def logits(self, text: str, memory: Memory = "own") -> Tensor:
         """Next-token logits (T, vocab) of ``text`` as it stands, float32."""
-        return self._forward(text, memory)[0]
+        return self._forward(text, memory)[0][0]
 
-    def _forward(self, text: str, memory: Memory, seen: list[Tensor] | None = None) -> Tensor:
+    @torch.no_grad()
+    def openness(self, text: str, memory: Memory = "own") -> Tensor | None:
+        """How far each block lets the memory in, on the CPU: tanh(gate) (L, h) for readers of keys and values, beta
+        (L,) for M.2, the mean of its gate over the tokens of ``text`` and the components (L,) for M.5. 0 is closed.
+
+        None where nothing is read, or no gate stands before it (``read_gate=False``).
+        """
+        injection = self._forward(text, memory, opened=(opened := []))[1]
+        if not isinstance(injection, seam.Branch):
+            opened = [torch.tanh(part.gate) for part in injection or [] if part.gate is not None]
+        return torch.stack(opened).float().cpu() if opened else None
+
+    def _forward(self, text: str, memory: Memory, **collected: list[Tensor]) -> tuple[Tensor, seam.Injection]:
         ids, mask = self.backbone.pad([self._fitting(self.backbone.token_ids(text))], side="right")
         injection = self._injection_for([memory], ids, mask, question=mask)
-        if seen is not None:
-            for part in [injection] if isinstance(injection, seam.Branch) else injection or []:
-                part.seen = seen
+        for part in [injection] if isinstance(injection, seam.Branch) else injection or []:
+            for what, into in collected.items():
+                setattr(part, what, into)
         with seam.inject(self.backbone.model, injection):
-            return self.backbone.model(ids, use_cache=False).logits
+            return self.backbone.model(ids, use_cache=False).logits, injection
 
     @torch.no_grad()
     def attention_to_memory(self, text: str, memory: Memory = "own") -> Tensor | None:
@@ -157,7 +169,7 @@ class MemoryModel:
         at the silent start. M.2, M.5: the branch's own softmax, whose rows sum to 1. Baseline: None, it reads nothing.
         """
         seen: list[Tensor] = []
-        self._forward(text, memory, seen)
+        self._forward(text, memory, seen=seen)
         if not seen:
             log.info("%s with memory %s reads nothing: there is no attention to memory", self.method, memory)
             return None

@@ -320,7 +320,15 @@ class BranchReader(AttentionCoupledBank):
     def read(self, state: State, inputs: Inputs | None = None) -> Injection:
         P = self.scaled(state["P"])
         K, V = self.heads(P @ self.read_K), self.heads(P @ self.read_V)  # (h, M, d/h)
-        branch = Branch(lambda h, layer: self.combine(h, self.cross_attention(h, K, V, branch.seen), layer))
+
+        def delta(h: Tensor, layer: int) -> Tensor:
+            c = self.cross_attention(h, K, V, branch.seen)
+            opened = self.opening(h, c, layer)
+            if branch.opened is not None:
+                branch.opened.append(opened.detach().float().mean())
+            return opened * c  # (B, T, d)
+
+        branch = Branch(delta)
         return branch
 
     def cross_attention(self, h: Tensor, K: Tensor, V: Tensor, seen: list[Tensor] | None) -> Tensor:
@@ -336,8 +344,9 @@ class BranchReader(AttentionCoupledBank):
         return read.transpose(1, 2).flatten(2) @ self.read_O  # (B, T, d)
 
     @abstractmethod
-    def combine(self, h: Tensor, c: Tensor, layer: int) -> Tensor:
-        """What block ``layer`` adds to its residual stream h, given the branch's output c; all (B, T, d)."""
+    def opening(self, h: Tensor, c: Tensor, layer: int) -> Tensor:
+        """By what block ``layer`` multiplies the branch's output c before it adds it to its residual stream h: () or
+        (B, T, d), as h and c are."""
 
 
 class CrossAttention(BranchReader):
@@ -349,8 +358,8 @@ class CrossAttention(BranchReader):
         super().__init__(backbone, settings)
         self.beta = nn.Parameter(torch.zeros(self.L))
 
-    def combine(self, h: Tensor, c: Tensor, layer: int) -> Tensor:
-        return self.beta[layer].to(c.dtype) * c
+    def opening(self, h: Tensor, c: Tensor, layer: int) -> Tensor:
+        return self.beta[layer].to(c.dtype)
 
 
 class Gated(BranchReader):
@@ -364,9 +373,9 @@ class Gated(BranchReader):
         self.gate_W = nn.Parameter(torch.zeros(2 * self.d, self.d))
         self.gate_b = nn.Parameter(torch.full((self.d,), -2.0))
 
-    def combine(self, h: Tensor, c: Tensor, layer: int) -> Tensor:
+    def opening(self, h: Tensor, c: Tensor, layer: int) -> Tensor:
         h = F.rms_norm(h, h.shape[-1:], eps=1e-6).to(c.dtype)
-        return torch.sigmoid(torch.cat([h, c], dim=-1) @ self.gate_W + self.gate_b) * c
+        return torch.sigmoid(torch.cat([h, c], dim=-1) @ self.gate_W + self.gate_b)
 
 
 class Baseline(Method):

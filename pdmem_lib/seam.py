@@ -57,6 +57,7 @@ class Branch:
 
     delta: Callable[[Tensor, int], Tensor]
     seen: list[Tensor] | None = None  # where attention to memory is collected, (B, h, T, M) a call
+    opened: list[Tensor] | None = None  # where the mean of what it is multiplied by is collected, () a call
 
 
 Injection = Sequence[KeyValues] | Branch | None

@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
-from . import figures
+from . import estimates, figures
 
 EVERY = "mean over all"
 
@@ -92,6 +92,24 @@ def explore_matrix(history: Sequence[ArrayLike], subtitle: str) -> Explorer:
         return figures.hebbian_matrix(history[turns], f"{subtitle} · after {turns} turns")
 
     return Explorer(draw, turns=_slider(len(history) - 1))
+
+
+def explore_clipping(subtitle: str = "simulated studies, no model", spread: float = 0.15, effect: float = 0.0,
+                     questions: int = 80, seed: int = 0, repeats: int = 200) -> Explorer:
+    """`figures.clipping` of `estimates.simulate_clipping`: set the spread of the F1 differences and the true effect
+    (fractions, drawn in points), the number of questions and the seed; see what the published score makes of them."""
+    def draw(spread: float, effect: float, questions: int, seed: int) -> go.Figure:
+        found = estimates.simulate_clipping(spread, effect, questions, seed, repeats)
+        told = f"spread {100 * spread:g} points, true effect {100 * effect:g}, {questions} questions, seed {seed}"
+        return figures.clipping(found.differences, found.unclipped, found.published, f"{subtitle} · {told}", effect)
+
+    def slider(kind: type, value: float, low: float, high: float, step: float) -> ipywidgets.ValueWidget:
+        return kind(value=value, min=low, max=high, step=step, continuous_update=False, layout=dict(width="24%"))
+
+    return Explorer(draw, spread=slider(ipywidgets.FloatSlider, spread, 0.0, 0.5, 0.01),
+                    effect=slider(ipywidgets.FloatSlider, effect, -0.1, 0.1, 0.01),
+                    questions=slider(ipywidgets.IntSlider, questions, 5, 640, 5),
+                    seed=slider(ipywidgets.IntSlider, seed, 0, 20, 1))
 
 
 def _one_of(count: int) -> ipywidgets.Dropdown:
