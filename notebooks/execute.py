@@ -3,7 +3,7 @@
     python notebooks/execute.py notebooks/14_is_it_memory.ipynb
 
 What the page of a code host cannot show, and what would make a file large, is left out: figures keep their PNG and lose
-the interactive copy (running the cell brings it back), widgets lose their state, cells the times they took.
+the interactive copy (running the cell brings it back), widgets lose their state, cells the times they took and their progress bars.
 """
 
 import sys
@@ -16,6 +16,12 @@ from nbclient import NotebookClient
 INTERACTIVE = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 
 
+def is_progress(output) -> bool:
+    """A progress bar, and the blank line with which it ends."""
+    return output.output_type == "stream" and output.name == "stderr" and (
+        "%|" in output.text or not output.text.strip())
+
+
 def execute(path: Path) -> None:
     """Run one notebook in its own folder, and replace it only when every cell succeeded."""
     notebook = nbformat.read(path, as_version=4)
@@ -23,6 +29,8 @@ def execute(path: Path) -> None:
                    record_timing=False).execute()
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not is_progress(output)]
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output["data"] = {kind: data for kind, data in output["data"].items() if kind not in INTERACTIVE}

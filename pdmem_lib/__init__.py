@@ -11,12 +11,13 @@ Decoder-Only LLMs" (arXiv:2603.22329), [C] its companion on encoder-decoders (ar
 
 Where things are: `backbone` (frozen models), `seam` (where memory enters), `write` (write rules), `methods` (the six
 methods and their registry), `memory` (MemoryModel), `locomo` and `synthetic` (data), `states` (cached hidden states),
-`training`, `evaluation`, `metrics`, `provenance` (which turn left what), `references` (what stands beside a memory),
+`training`, `evaluation`, `metrics`, `provenance` (which turn left what), `editing` (states compared, merged, turns
+forgotten), `references` (what stands beside a memory),
 `estimates` (intervals and the verdict), `recall` (a task whose answer is known), `experiment` (one run of the study),
-`figures`.
+`published` (others' numbers), `figures`.
 """
 
-from . import estimates, metrics, recall, write
+from . import conformance, editing, estimates, metrics, published, recall, write
 from .backbone import Backbone, load_backbone
 from .evaluation import Evaluation, evaluate
 from .experiment import Experiment, load_data, save_run
@@ -29,6 +30,7 @@ from .training import train
 __version__ = "0.1.0"
 __all__ = [
     "METHODS", "REGISTRY", "Backbone", "Conversation", "Evaluation", "Experiment", "MemoryModel", "MemorySettings",
-    "Question", "Turn", "estimates", "evaluate", "load_backbone", "load_data", "load_locomo", "metrics", "recall", "save_run", "split",
-    "synthetic_conversations", "to_dataset_dict", "train", "write",
+    "Question", "Turn", "conformance", "editing", "estimates", "evaluate", "load_backbone", "load_data",
+    "load_locomo", "metrics", "published", "recall", "save_run", "split", "synthetic_conversations",
+    "to_dataset_dict", "train", "write",
 ]

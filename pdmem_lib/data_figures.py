@@ -144,7 +144,8 @@ def how_far_back(lags: ArrayLike, subtitle: str, gamma: float = 0.95, window: fl
     marks = [(far, f"{(lags >= far).mean():.0%} of the questions reach<br>{far} turns back or more,<br>where "
                    f"{gamma**far:.0e} of a turn is left".replace("e-0", "e-"), 0.2)]
     if window is not None:
-        marks.append((window, f"the prompt holds {window:.0f} turns:<br>{(lags < window).mean():.0%} of the questions", 0.92))
+        marks.append((window, f"the prompt holds {window:.0f} turns:<br>{(lags < window).mean():.0%} of the questions",
+                      0.92))
     for at, text, height in marks:
         figure.add_vline(x=at, line=dict(color=INK, width=2, dash="dot"))
         figure.add_annotation(x=at, y=height, yref="paper", xanchor="left", xshift=8, align="left", text=text,

@@ -165,8 +165,8 @@ def simulate_clipping(spread: float, effect: float = 0.0, questions: int = 80, s
     ValueError for a negative spread, an effect outside [-1, 1], or fewer than one question or repeat.
     """
     if spread < 0 or not -1 <= effect <= 1 or questions < 1 or repeats < 1:
-        raise ValueError(f"spread {spread:g}, effect {effect:g}, {questions} questions, {repeats} repeats: the spread must "
-                         "be at least 0, the effect lie in [-1, 1], and there must be one question and one repeat")
+        raise ValueError(f"spread {spread:g}, effect {effect:g}, {questions} questions, {repeats} repeats: the spread "
+                         "must be at least 0, the effect lie in [-1, 1], and there must be a question and a repeat")
     if lags is None:
         lags = np.resize([bucket.low for bucket in metrics.LAG_BUCKETS], questions)
     if len(lags) != questions:

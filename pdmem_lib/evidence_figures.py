@@ -137,19 +137,22 @@ def clipping(differences: ArrayLike, unclipped: ArrayLike, published: ArrayLike,
     for values that are not finite, or unequal numbers of scores.
     """
     d, plain, clipped = (100 * np.asarray(values, dtype=float).ravel() for values in (differences, unclipped, published))
-    if not len(d) or not len(plain) or len(plain) != len(clipped) or not np.isfinite([*d, *plain, *clipped, effect]).all():
+    same = len(plain) == len(clipped)
+    if not len(d) or not len(plain) or not same or not np.isfinite([*d, *plain, *clipped, effect]).all():
         raise ValueError("this figure needs differences and as many published scores as unclipped ones, all finite")
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.08, subplot_titles=[
         f"<b>one study: {len(d)} questions</b>", f"<b>{len(plain)} studies like it</b>"])
-    lost, kept = dict(color="white", line=dict(color=GREY, width=2)), dict(color=CLIPPED, line=dict(color="white", width=1))
-    for x, count, width in _bars(d, 24):
+    lost = dict(color="white", line=dict(color=GREY, width=2))
+    kept = dict(color=CLIPPED, line=dict(color="white", width=1))
+    for x, count, width in _bars(d, np.ptp(d) / 24):
         figure.add_bar(x=[x], y=[count], width=[width], showlegend=False, marker=lost if x < 0 else kept, row=1, col=1,
                        hovertemplate="%{x:.1f} points: %{y} questions<extra></extra>")
     figure.add_bar(x=[None], y=[None], name="below zero: clipped away", marker=lost)
     figure.add_bar(x=[None], y=[None], name="zero and above: kept", marker=kept)
+    step = np.ptp([*plain, *clipped]) / 30
     for name, values, look in (("unclipped mean", plain, dict(color=UNCLIPPED, dash="dash")),
                                ("published score", clipped, dict(color=CLIPPED, dash="solid"))):
-        for x, count, width in _bars(values, 20):
+        for x, count, width in _bars(values, step):
             figure.add_bar(x=[x], y=[count], width=[width], showlegend=False, opacity=0.5, row=1, col=2,
                            marker=dict(color=look["color"], line=dict(color="white", width=1)),
                            hovertemplate=f"{name} about %{{x:.2f}} points: %{{y}} studies<extra></extra>")
@@ -167,11 +170,46 @@ def clipping(differences: ArrayLike, unclipped: ArrayLike, published: ArrayLike,
     return finish(figure, "What clipping does to noise", subtitle, 640, foot=150)
 
 
-def _bars(values: np.ndarray, count: int) -> list[tuple[float, int, float]]:
-    """Centre, count and width of about so many bars, none of which holds values on both sides of 0."""
-    step = max(values.max() - values.min(), 0.1) / count
+def _bars(values: np.ndarray, step: float) -> list[tuple[float, int, float]]:
+    """Centre, count and width of bars ``step`` wide, none of which holds values on both sides of 0."""
+    step = step or 0.1  # where all values are alike
     low = np.floor(values / step).astype(int)
     return [((k + 0.5) * step, int((low == k).sum()), step) for k in np.unique(low)]
+
+
+def published_against_ours(table: pd.DataFrame, subtitle: str, theirs: str = "published",
+                           ours: str = "ours") -> go.Figure:
+    """What was printed elsewhere beside what was measured here, the retained-memory score by method and capacity.
+
+    Columns method, capacity, published_low, published_high (%: a range; without low all below high, without both no
+    number), printed (its wording), retained_mean (%: ours; NaN: not run), noise_high (%: what noise alone scores in our
+    run, 95th percentile). ``theirs`` and ``ours`` name the two for the legend, backbones included: they differ.
+    """
+    require(table, "method", "capacity", "published_low", "published_high", "printed", "retained_mean", "noise_high")
+    rows, figure = rows_of(table), go.Figure()
+    said = dict(color="rgba(60,60,60,0.25)", line=dict(color=INK, width=1))
+    noise = dict(symbol="line-ns", size=26, line=dict(color=INK, width=3))
+    ours_text = []
+    for y, label, look, fill, row in rows:
+        quiet = dict(y=[y], showlegend=False)
+        low = 0 if np.isnan(row["published_low"]) else row["published_low"]
+        if not np.isnan(row["published_high"]):
+            figure.add_bar(x=[row["published_high"] - low], base=[low], orientation="h", width=0.62, marker=said,
+                           hovertemplate=f"{label}, {literal(theirs)}: {literal(row['printed'])}<extra></extra>",
+                           **quiet)
+        figure.add_scatter(x=[row["noise_high"]], mode="markers", marker=noise, hoverinfo="skip", **quiet)
+        figure.add_scatter(x=[row["retained_mean"]], mode="markers", marker=dot_style(look, fill), name=label,
+                           hovertemplate=f"{label}, {literal(ours)}: %{{x:.2f}} %<extra></extra>", **quiet)
+        ours_text.append("not run" if np.isnan(row["retained_mean"]) else f"{row['retained_mean']:.1f} %")
+    figure.add_bar(x=[None], y=[None], name=literal(theirs), marker=said)
+    legend_entry(figure, literal(ours), marker=dot_style(NEUTRAL, fill_of(1)))
+    legend_entry(figure, "noise alone would score less (95 %)", marker=noise)
+    mark_rows(figure, rows, {"published": [literal(row.values["printed"]) for row in rows], "ours": ours_text},
+              [16, 40 + max(90, *(int(text_width(row.values["printed"])) for row in rows))])
+    figure.update_xaxes(title="retained memory (%)", rangemode="tozero")
+    figure.update_layout(barmode="overlay")
+    aside = 130 + max(90, *(int(text_width(row.values["printed"])) for row in rows))
+    return finish(figure, "Published, and ours", subtitle, 330 + 34 * len(rows), row_margin(rows), right=aside)
 
 
 def null_distribution(values: ArrayLike, observed: float, subtitle: str, title: str, x_title: str) -> go.Figure:

@@ -26,22 +26,24 @@ from plotly.subplots import make_subplots
 from ._plot import (FONT, INK, SEED, WIDTH, add_to_panel, bar_style, capacity_legend, fill_of, finish, groups,
                     label_panels, literal, look_of, method_panels, ordered, panel_height, require, span, times)
 from .data_figures import how_far_back, lags_by_category, session_timeline
+from .diagrams import block_diagram
 from .evidence_figures import (MEMORIES, breakdown, clipping, controls_chart, effect_intervals, log_probability_bars,
-                               noise_floor_bars, null_distribution, recall_curves, reference_points, turn_finding)
+                               noise_floor_bars, null_distribution, published_against_ours, recall_curves,
+                               reference_points, turn_finding)
 from .files import atomic_path
 from .locomo import CATEGORIES
-from .memory_figures import (attention_by_block, attention_to_entries, bank_spread, effective_rank, gates,
+from .memory_figures import (answer_map, attention_by_block, attention_to_entries, bank_spread, effective_rank, gates,
                              hebbian_matrix, nearest_tokens, nearest_tokens_of, provenance_map, slot_map, slot_usage,
                              token_gain, turn_scores_bars)
 from .metrics import LAG_BUCKETS
 
-__all__ = ["MEMORIES", "WIDTH", "attention_by_block", "attention_to_entries", "bank_spread", "breakdown",
-           "category_heatmap", "clipping", "controls_chart", "effect_intervals", "effective_rank", "fill_of",
-           "forgetting_curves", "gates", "hebbian_matrix", "how_far_back", "knowledge_curves", "lags_by_category",
-           "log_probability_bars", "look_of", "loss_curves", "nearest_tokens", "nearest_tokens_of", "noise_floor_bars",
-           "null_distribution", "picture", "provenance_map", "recall_curves", "reference_points", "retained_bars",
-           "save", "save_all", "session_timeline", "slot_map", "slot_usage", "token_gain", "turn_finding",
-           "turn_scores_bars"]
+__all__ = ["MEMORIES", "WIDTH", "answer_map", "attention_by_block", "attention_to_entries", "bank_spread",
+           "block_diagram", "breakdown", "category_heatmap", "clipping", "controls_chart", "effect_intervals",
+           "effective_rank", "fill_of", "forgetting_curves", "gates", "hebbian_matrix", "how_far_back",
+           "knowledge_curves", "lags_by_category", "log_probability_bars", "look_of", "loss_curves", "nearest_tokens",
+           "nearest_tokens_of", "noise_floor_bars", "null_distribution", "picture", "provenance_map",
+           "published_against_ours", "recall_curves", "reference_points", "retained_bars", "save", "save_all",
+           "session_timeline", "slot_map", "slot_usage", "token_gain", "turn_finding", "turn_scores_bars"]
 
 # --- the figures ------------------------------------------------------------------------------------------------------
 
@@ -73,6 +75,8 @@ def forgetting_curves(table: pd.DataFrame, subtitle: str, score: str = "retained
         figure.update_xaxes(tickvals=list(range(len(buckets))), ticktext=ticks, tickangle=0,
                             range=[-0.5, len(buckets) - 0.5], row=row, col=column)
     label_panels(figure, panels, "lag between evidence and question (turns)", literal(score))
+    if (table[["raw", "smoothed"]] < 0).any(axis=None):
+        figure.add_hline(y=0, line=dict(color=INK, width=1.5))
     marks = "marks raw, bars 95 %" if {"low", "high"} <= set(table) else "marks raw"
     capacity_legend(figure, table, f"isotonic fit, {marks}", mode="lines+markers")
     return finish(figure, "Forgetting curves", subtitle, height=panel_height(panels))
@@ -164,8 +168,9 @@ def category_heatmap(table: pd.DataFrame, subtitle: str) -> go.Figure:
     return finish(figure, "Retained memory by question category", subtitle, height=260 + 38 * len(rows), left=220)
 
 
-def loss_curves(history: pd.DataFrame, subtitle: str, window: int | None = None) -> go.Figure:
-    """Training loss (nats per answer token), a panel a method: each step faint, the mean of ``window`` steps strong.
+def loss_curves(history: pd.DataFrame, subtitle: str, window: int | None = None,
+                unit: str = "nats per token") -> go.Figure:
+    """Training loss in ``unit``, a panel a method: each step faint, the mean of ``window`` steps strong.
 
     Columns method, capacity, seed, step, loss. ``window`` None: a quarter of the steps, at most 20.
     """
@@ -180,7 +185,7 @@ def loss_curves(history: pd.DataFrame, subtitle: str, window: int | None = None)
         smooth = rows.groupby("step")["loss"].mean().rolling(window, min_periods=1).mean()
         add_to_panel(figure, panels[method], look, capacity, x=smooth.index, y=smooth, mode="lines",
                      line=dict(color=look.colour, width=3, dash=fill_of(capacity).dash))
-    label_panels(figure, panels, "optimiser step", "loss (nats per token)")
+    label_panels(figure, panels, "optimiser step", f"loss ({unit})")
     capacity_legend(figure, history, f"running mean of {window} steps", mode="lines")
     return finish(figure, "Training loss", subtitle, height=panel_height(panels))
 

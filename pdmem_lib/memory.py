@@ -210,6 +210,25 @@ class MemoryModel:
         score = score_targets(self.backbone, *self._rows_under(memories, prompts, targets))
         return AnswerScore(*(x.view(len(memories), -1) for x in (score.log_prob, score.tokens)))
 
+    def score_pairs(self, memories: Sequence[Memory], questions: Sequence[str], answers: Sequence[str]) -> AnswerScore:
+        """`score` of answer i to question i under memory i, in one pass, to train on several banks [D]."""
+        if not len(memories) == len(questions) == len(answers) or not questions:
+            raise ValueError(f"{len(memories)} memories, {len(questions)} questions and {len(answers)} answers: give "
+                             "as many of each, and at least one")
+        if "off" in [memory for memory in memories if isinstance(memory, str)] and len(memories) > 1:
+            raise ValueError("memory 'off' reads nothing and cannot be asked together with others: ask it alone")
+        prompts = [self.backbone.token_ids(prompt_text(question)) for question in questions]
+        targets = [target_ids(self.backbone, answer) for answer in answers]
+        for p, t in zip(prompts, targets, strict=True):
+            self._fitting(p + t)
+        ids, mask, question = self._rows(prompts, targets)
+        inputs: list[Inputs | None] = [None] * len(memories)
+        if self.adapter.needs_inputs and memories[0] != "off":
+            whole = self._frozen_inputs(ids, mask, question)
+            inputs = [Inputs(*one) for one in zip(whole.hidden.split(1), whole.valid.split(1), strict=True)]
+        injection = seam.join([self.injection(*one) for one in zip(memories, inputs, strict=True)])
+        return score_targets(self.backbone, ids, mask, question, injection)
+
     @torch.no_grad()
     def token_log_probs(self, question: str, answer: str, memory: Memory = "own") -> tuple[list[str], Tensor]:
         """The answer token by token: their texts, and the log-probability (nats) of each, (T,), whose sum is `score`'s.
@@ -224,11 +243,15 @@ class MemoryModel:
     def _rows_under(self, memories: Sequence[Memory], prompts: list[list[int]],
                     targets: list[list[int]]) -> tuple[Tensor, Tensor, Tensor, seam.Injection]:
         """Right-padded ids, mask, question marks, all (memories * B, T), and what the blocks read."""
-        ids, mask = self.backbone.pad([p + t for p, t in zip(prompts, targets, strict=True)], side="right")
-        column = torch.arange(ids.shape[1], device=ids.device)[None]
-        question = column < torch.tensor([[len(p)] for p in prompts], device=ids.device)  # (B, T)
+        ids, mask, question = self._rows(prompts, targets)
         injection = self._injection_for(memories, ids, mask, question)
         return *(x.repeat(len(memories), 1) for x in (ids, mask, question)), injection
+
+    def _rows(self, prompts: list[list[int]], targets: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Right-padded ids, mask and question marks, all (B, T)."""
+        ids, mask = self.backbone.pad([p + t for p, t in zip(prompts, targets, strict=True)], side="right")
+        column = torch.arange(ids.shape[1], device=ids.device)[None]
+        return ids, mask, column < torch.tensor([[len(p)] for p in prompts], device=ids.device)
 
     def answer(self, questions: Sequence[str], max_new_tokens: int = 24, memory: Memory = "own", batch_size: int = 32,
                on_batch=None, contexts: Sequence[str] | None = None) -> list[str]:

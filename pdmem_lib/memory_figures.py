@@ -478,6 +478,42 @@ def token_gain(tokens: Sequence[str], logp_own: ArrayLike, logp_off: ArrayLike, 
                    row_margin(rows), right=260)
 
 
+def answer_map(probabilities: ArrayLike, memories: Sequence[str], answers: Sequence[str], subtitle: str,
+               right: Sequence[str | None] | None = None) -> go.Figure:
+    """How likely each candidate answer is under each memory, (R, C): a row a memory, a column an answer.
+
+    ``right`` names each row's right answer, None where there is none: its cell is framed.
+    """
+    z = _array(probabilities, "probabilities", "R C")
+    if z.shape != (len(memories), len(answers)) or isinstance(memories, str) or isinstance(answers, str):
+        raise ValueError(f"probabilities are of {z.shape[0]} memories and {z.shape[1]} answers, got {len(memories)} "
+                         f"and {len(answers)} names: give one each")
+    if (z < 0).any() or (z > 1 + 1e-6).any():
+        raise ValueError("probabilities lie between 0 and 1: pass p, not its logarithm")
+    right = [None] * len(memories) if right is None else list(right)
+    if len(right) != len(memories) or set(right) - {None, *answers}:
+        raise ValueError("right names one of the answers for each memory, or None: give as many as memories")
+    rows, columns = [f"{_short(memory, 40)}" for memory in memories], [_short(answer, 16) for answer in answers]
+    figure = go.Figure(go.Heatmap(z=z.astype("float32"), colorscale=SEQUENTIAL, zmin=0, zmax=1, xgap=2, ygap=2,
+                                  colorbar=_bar("probability"), hovertemplate="%{customdata}: %{z:.3f}<extra></extra>",
+                                  customdata=[[f"{row}, {column}" for column in columns] for row in rows]))
+    for (y, x), value in np.ndenumerate(z):
+        figure.add_annotation(x=x, y=y, text=f"{value:.2f}", showarrow=False,
+                              font=dict(size=FONT, color="white" if value > 0.55 else INK))
+    for y, answer in enumerate(right):
+        if answer is not None:
+            x = list(answers).index(answer)
+            figure.add_shape(type="rect", x0=x - 0.47, x1=x + 0.47, y0=y - 0.45, y1=y + 0.45,
+                             line=dict(color=ORANGE, width=4))
+    if any(answer is not None for answer in right):
+        figure.add_scatter(x=[None], y=[None], mode="markers", name="the right answer", marker=dict(
+            symbol="square-open", size=18, color=ORANGE, line=dict(color=ORANGE, width=4)), showlegend=True)
+    figure.update_xaxes(title="candidate answer", tickvals=list(range(len(columns))), ticktext=columns, **FRAME)
+    figure.update_yaxes(autorange="reversed", tickvals=list(range(len(rows))), ticktext=rows, title=None, **FRAME)
+    return _framed(figure, "How likely each answer is, by memory", subtitle, 290 + 38 * max(5, len(rows)),
+                   _margin(rows), foot=125)
+
+
 # --- how far it is open -----------------------------------------------------------------------------------------------
 
 def gates(values: ArrayLike | Mapping[str, ArrayLike], subtitle: str, name: str = "tanh(gate)") -> go.Figure:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from .locomo import Conversation
 from .memory import MemoryModel
+from .methods import State
 from .settings import Settings
 from .states import encode_all, final_bank
 
@@ -104,6 +105,38 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Ca
                     bar.set_postfix(loss=f"{rows[-1]['loss']:.2f}", refresh=False)
                     bar.update()
     return pd.DataFrame(rows, columns=["step", "epoch", "loss", "lr", "grad_norm", "seconds"])
+
+
+def train_pairs(model: MemoryModel, draw: Callable[[int], tuple[Sequence[State], Sequence[str], Sequence[str]]],
+                steps: int = 100, lr: float = 0.003, warmup_steps: int = 5, clip: float = 1.0,
+                autocast: bool | str = "auto", progress: bool = True) -> "pandas.DataFrame":
+    """Train on short episodes: ``draw(step)`` gives states, questions and answers, as many of each [D].
+
+    For a lesson that trains while one watches. Let every step hold each answer equally often: banks have most in
+    common, and a step of one answer teaches that common part to give it. AdamW without weight decay; ``clip`` is the
+    largest gradient norm. Returns the history, a row a step: step, loss (nats per answer), lr, grad_norm, seconds. What
+    ``draw`` does not touch, ``model.state`` included, is left alone. The baseline has nothing to train: ValueError.
+    """
+    import pandas as pd
+
+    parameters, rows, start = model.parameters(), [], time.perf_counter()
+    if not parameters or steps < 1:
+        raise ValueError(f"{model.method} for {steps} steps trains nothing: give a method with parameters, and a step")
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, warmup_steps, steps))
+    for step in tqdm(range(steps), desc=f"train {model.method}", unit="step", disable=not progress, mininterval=1.0,
+                     leave=False):
+        states, questions, answers = draw(step)
+        with model.backbone.autocast(autocast):
+            loss = -model.score_pairs(states, questions, answers).log_prob.mean()
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip, error_if_nonfinite=True)
+        rows.append(dict(step=step, loss=loss.item(), lr=scheduler.get_last_lr()[0], grad_norm=float(grad_norm),
+                         seconds=time.perf_counter() - start))
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+    return pd.DataFrame(rows)
 
 
 def _epoch_batches(ids: list[str], lengths: list[int], size: int, generator: torch.Generator | None) -> list[list[int]]:

@@ -245,3 +245,53 @@ def test_reference_points_stand_beside_memories(table):
                                          "gated": "memory", "LoRA, as large as slot": "trained without memory"}
     assert points.loc["gold evidence", ["n", "f1", "tokens"]].tolist() == [30, 50, 90]
     assert points.loc["slot", ["n", "f1", "tokens", "bytes"]].tolist() == [180, pytest.approx(20), 80, 1000]
+
+
+# ---- intervals of buckets, and what clipping does ----
+
+def test_bucket_intervals_agree_with_theory_and_leave_the_curve_alone():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0.2, 0.1, len(LAGS)).clip(-1, 1)
+    table = estimates.bucket_intervals(LAGS, scores, resamples=4000)
+    pd.testing.assert_frame_equal(table.drop(columns=["low", "high"]), metrics.forgetting_curve(LAGS, scores))
+    for lag, row in zip((0, 40, 100, 200, 400), table.itertuples()):
+        inside = 100 * scores[LAGS == lag]
+        half = 1.96 * inside.std() / len(inside) ** 0.5
+        np.testing.assert_allclose([row.raw - row.low, row.high - row.raw], half, rtol=0.15)
+    pd.testing.assert_frame_equal(table, estimates.bucket_intervals(LAGS, scores, resamples=4000))
+    assert not table.equals(estimates.bucket_intervals(LAGS, scores, resamples=4000, seed=1))
+
+
+def test_bucket_intervals_need_two_questions_and_stay_above_zero_when_clipped():
+    table = estimates.bucket_intervals([0, 1, 2, 40, 300, 301], [0.5, 0, 0, 0.2, 0.3, 0.3]).set_index("bucket")
+    assert np.isnan(table.loc[["32–63", "64–127"], ["low", "high"]]).all(axis=None)
+    assert table.loc["0–31", "low"] == 0 < table.loc["0–31", "high"] <= 50  # clipped scores: never below 0
+    assert table.loc["256+", "low"] == pytest.approx(30) == table.loc["256+", "high"]  # all alike: no width
+    with pytest.raises(ValueError, match="one length"):
+        estimates.bucket_intervals([0], [0.1, 0.2])
+
+
+def test_clipping_of_noise_is_what_theory_says():
+    found = estimates.simulate_clipping(0.1, 0.0, questions=100, repeats=400)
+    assert found.differences.shape == (100,) and found.unclipped.shape == found.published.shape == (400,)
+    assert found.unclipped[0] == pytest.approx(found.differences.mean())
+    assert found.unclipped.mean() == pytest.approx(0, abs=0.002)
+    assert found.published.mean() == pytest.approx(0.1 / (2 * np.pi) ** 0.5, abs=0.002)  # E max(0, d)
+    assert (found.published > 0).all()
+    lags = np.resize([b.low for b in metrics.LAG_BUCKETS], 100)
+    curve = metrics.forgetting_curve(lags, found.differences.clip(min=0))
+    assert found.published[0] == pytest.approx(metrics.printed_mean(curve) / 100)
+
+
+def test_clipping_without_noise_is_the_effect_and_what_cannot_be_is_refused():
+    for effect, published in ((0.05, 0.05), (-0.05, 0.0)):
+        found = estimates.simulate_clipping(0.0, effect, questions=7, repeats=3, lags=[400] * 7)
+        np.testing.assert_allclose(found.unclipped, effect)
+        np.testing.assert_allclose(found.published, published, atol=1e-12)
+    one, two = (estimates.simulate_clipping(0.1, seed=seed).published for seed in (1, 2))
+    assert (one != two).any()
+    for wrong in (dict(spread=-1), dict(effect=2), dict(questions=0), dict(repeats=0)):
+        with pytest.raises(ValueError, match="must"):
+            estimates.simulate_clipping(**dict(spread=0.1) | wrong)
+    with pytest.raises(ValueError, match="2 lags for 80 questions"):
+        estimates.simulate_clipping(0.1, lags=[1, 2])

@@ -56,6 +56,9 @@ def evidence_tables(points):
             low_clustered=np.nan, high_clustered=np.nan, p=0.0004, smallest_effect=0.25, verdict="cannot be told"),
         "controls_chart": points.merge(memories, how="cross").eval("value = -3 - step * level / 10\nf1 = 20 - step"),
         "noise_floor_bars": pairs.eval("retained_mean = effect\nnoise_mean = 3\nnoise_high = 4.5\ndelta_f1 = -effect"),
+        "published_against_ours": pairs.assign(
+            published_low=np.nan, published_high=0.4, printed="< 0.4 %", noise_high=4.5).rename(
+                columns=dict(effect="retained_mean")),
         "reference_points": interval.assign(
             reference=pairs["method"], group="memory", f1=pairs["effect"], logp=-3 + pairs["effect"], tokens=24,
             seconds=0.5, bytes=1000),
@@ -68,7 +71,8 @@ def evidence_tables(points):
     }
 
 
-EVIDENCE = ["effect_intervals", "controls_chart", "noise_floor_bars", "reference_points", "breakdown", "turn_finding",
+EVIDENCE = ["effect_intervals", "controls_chart", "noise_floor_bars", "published_against_ours",
+            "reference_points", "breakdown", "turn_finding",
             "recall_curves"]
 ALL = ["forgetting_curves", "retained_bars", "knowledge_curves", "log_probability_bars", "category_heatmap",
        "loss_curves", *EVIDENCE]
@@ -141,6 +145,7 @@ def test_axes_name_their_units(name, runs):
     wanted = {"forgetting_curves": ("(turns)", "(%)"), "knowledge_curves": ("session", "(%)"),
               "loss_curves": ("step", "(nats per token)"), "effect_intervals": ("(nats per token)",),
               "controls_chart": ("(nats)", "(%)"), "noise_floor_bars": ("(%)", "(points)"),
+              "published_against_ours": ("(%)",),
               "reference_points": ("tokens", "(%)"), "breakdown": ("(nats per token)",),
               "turn_finding": ("(0 to 1",), "recall_curves": ("(turns since the fact)", "(0 to 1)")}[name]
     assert all(any(unit in (title or "") for title in titles) for unit in wanted)
@@ -180,6 +185,22 @@ def test_forgetting_curves_keep_the_order_of_lags_and_leave_a_gap_where_a_bucket
     np.testing.assert_allclose(line.y, [40, np.nan, np.nan, np.nan, 10])
     assert figure.layout.xaxis.ticktext[1] == "32–63<br>n=0"
     assert drawn(figure, mode="markers")[0].opacity == 1  # one seed is no cloud
+
+
+def test_forgetting_curves_draw_intervals_where_the_table_has_them(runs):
+    plain = tables(runs)["forgetting_curves"]
+    assert all(trace.error_y.array is None for trace in figures.forgetting_curves(plain, SUBTITLE).data)
+    figure = figures.forgetting_curves(plain.eval("low = raw - 1\nhigh = raw + 2"), SUBTITLE, "own - <i>zero</i> (%)")
+    dots, = drawn(figure, name="M.6 Slots, 10×", mode="markers")
+    line, = drawn(figure, name="M.6 Slots, 10×", mode="lines")
+    np.testing.assert_allclose([*dots.error_y.array], 2)
+    np.testing.assert_allclose([*dots.error_y.arrayminus], 1)
+    assert line.error_y.array is None
+    assert any("95 %" in (trace.name or "") for trace in figure.data)
+    assert figure.layout.yaxis.title.text == "own - &lt;i&gt;zero&lt;/i&gt; (%)"
+    assert not figure.layout.shapes  # the zero line, a panel each, only where something lies below it
+    below = figures.forgetting_curves(plain.assign(raw=-plain["raw"]), SUBTITLE)
+    assert [(line.y0, line.y1) for line in below.layout.shapes] == [(0, 0)] * 3
 
 
 def test_counts_that_differ_show_as_a_range(runs):
@@ -325,6 +346,31 @@ def test_noise_floors_stand_beside_the_score_and_the_unclipped_difference(runs):
     assert {(bar.base[0], bar.x[0]) for bar in floors} == {(3, 1.5)} and len(floors) == 6
     assert dot.x[0] == -3 and dot.xaxis == "x2"  # below zero, unclipped
     assert [note.text for note in figure.layout.annotations if note.y == 1] == ["3.0", "3.0–4.5", "−3.0"]
+
+
+def test_clipping_counts_differences_on_each_side_of_zero_and_marks_the_study():
+    d = np.array([-0.3, -0.1, 0.0, 0.0, 0.2, 0.4])
+    figure = figures.clipping(d, [0.05, -0.02, 0.01], [0.1, 0.08, 0.12], SUBTITLE, effect=0.01)
+    left = [bar for bar in bars(figure) if bar.xaxis == "x"]
+    assert sum(bar.y[0] for bar in left if bar.x[0] < 0) == 2 and sum(bar.y[0] for bar in left if bar.x[0] > 0) == 4
+    assert {bar.marker.color for bar in left if bar.x[0] < 0} == {"white"}
+    right = [bar for bar in bars(figure) if bar.xaxis == "x2"]
+    assert sum(bar.y[0] for bar in right) == 6 and len({bar.width[0] for bar in right}) == 1
+    names = [trace.name for trace in figure.data if trace.name]
+    assert "unclipped mean of the study: +5.0" in names and "published score of the study: +10.0" in names
+    assert [shape.x0 for shape in figure.layout.shapes] == pytest.approx([5, 5, 10, 10, 1])  # the truth at the right only
+    assert "points" in figure.layout.xaxis.title.text and SUBTITLE in figure.layout.title.text
+
+
+@pytest.mark.parametrize("d, plain, clipped", [([], [0], [0]), ([0], [], []), ([0], [0, 0], [0]), ([np.nan], [0], [0])])
+def test_clipping_refuses_what_is_not_there(d, plain, clipped):
+    with pytest.raises(ValueError, match="all finite"):
+        figures.clipping(d, plain, clipped, SUBTITLE)
+
+
+def test_clipping_of_a_study_without_spread_has_one_bar_a_score():
+    figure = figures.clipping([0.1, 0.1], [0.1], [0.1], SUBTITLE)
+    assert [bar.y[0] for bar in bars(figure)] == [2, 1, 1]
 
 
 def references(**columns):
@@ -513,3 +559,17 @@ def test_notebooks_show_a_png_beside_the_figure_where_a_browser_is(monkeypatch):
         figures.show_everywhere()
         assert plotly.io.renderers.default == renderers
     assert [one["mathjax"] for one in started] == [False]  # it would come from the network
+
+
+def test_published_ranges_stand_beside_ours_and_gaps_are_said():
+    nan = np.nan
+    table = pd.DataFrame([("slot", 1, 7.0, 18.0, "7–18 %", 2.4, 4.0), ("prefix", 1, nan, 0.4, "< 0.4 %", 0.1, 0.3),
+                          ("slot", 10, nan, nan, "converge", nan, nan)],
+                         columns=["method", "capacity", "published_low", "published_high", "printed", "retained_mean",
+                                  "noise_high"])
+    figure = figures.published_against_ours(table, SUBTITLE, "GPT-2 [A]", "ours, tiny")
+    ranges = {(bar.base[0], bar.base[0] + bar.x[0]) for bar in drawn(figure, type="bar")}
+    assert ranges == {(7, 18), (0, 0.4)}
+    notes = [note.text for note in figure.layout.annotations]
+    assert {"7–18 %", "&lt; 0.4 %", "converge", "2.4 %", "0.1 %", "not run"} <= set(notes)
+    assert {"GPT-2 [A]", "ours, tiny"} <= {trace.name for trace in figure.data}

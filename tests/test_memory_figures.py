@@ -39,6 +39,8 @@ DRAWN = {
     "hebbian_matrix": lambda s: figures.hebbian_matrix(np.diag([4.0, 2, 1]), s),
     "slot_usage": lambda s: figures.slot_usage(WRITTEN, s),
     "token_gain": lambda s: figures.token_gain(ANSWER, [-1, -2, -0.5], [-2, -4, -0.5], [-1.5, -1, -1], s),
+    "answer_map": lambda s: figures.answer_map([[0.9, 0.1], [0.4, 0.6]], [STRANGER, "off"], ["cat", "dog"], s,
+                                               ["cat", None]),
     "nearest_tokens": lambda s: figures.nearest_tokens(NEAREST, s),
     "bank_spread": lambda s: figures.bank_spread({"slot": [4, 3, 3.5], STRANGER: [4, 2, 1], "prefix": [4, 2, 1]}, s),
 }
@@ -91,7 +93,8 @@ def test_text_from_data_is_escaped(name):
 @pytest.mark.parametrize("name", DRAWN)
 def test_every_axis_says_what_it_shows(name):
     figure = DRAWN[name](SUBTITLE)
-    named_by_ticks = {"turn_scores_bars", "provenance_map, top", "attention_to_entries", "token_gain", "nearest_tokens"}
+    named_by_ticks = {"answer_map", "turn_scores_bars", "provenance_map, top", "attention_to_entries", "token_gain",
+                      "nearest_tokens"}
     assert figure.layout.xaxis.title.text or name == "attention_by_block"  # its panels' titles name the tokens
     assert figure.layout.yaxis.title.text or name in named_by_ticks
     units = {"provenance_map": "(%)", "attention_by_block": "(%)", "attention_to_entries": "(%)",
@@ -143,6 +146,9 @@ def test_hovering_a_map_tells_the_name_also_where_the_axis_has_a_tick(name):
     (lambda: figures.slot_usage(WRITTEN * 2, SUBTITLE), "only 0 and 1"),
     (lambda: figures.slot_usage(WRITTEN & False, SUBTITLE), "at least one slot a turn"),
     (lambda: figures.token_gain(["a"], [-1, -2], [-1], [-1], SUBTITLE), "1 tokens.*2, 1, 1"),
+    (lambda: figures.answer_map([[0.5, 0.5]], ["own"], ["cat"], SUBTITLE), "1 memories and 2 answers, got 1 and 1"),
+    (lambda: figures.answer_map([[-0.5]], ["own"], ["cat"], SUBTITLE), "not its logarithm"),
+    (lambda: figures.answer_map([[0.5]], ["own"], ["cat"], SUBTITLE, ["dog"]), "right names one"),
     (lambda: figures.token_gain(["a"], [1], [-1], [-1], SUBTITLE), "at most 0"),
     (lambda: figures.nearest_tokens(NEAREST.drop(columns="token"), SUBTITLE), "missing: token"),
     (lambda: figures.nearest_tokens(pd.concat([NEAREST, NEAREST]), SUBTITLE), "one token an entry and rank"),

@@ -1,0 +1,72 @@
+"""Banks asked a question each in one pass, and training on them."""
+
+import random
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import pdmem_lib as pdmem
+from pdmem_lib.training import train_pairs
+
+QUESTIONS, ANSWERS = ["What did Ann adopt?", "And what did Ben, who lives far away, buy?"], ["a cat", "harps"]
+
+
+@pytest.fixture
+def open_model(model):
+    """A model of a method, its adapter off the silent start, with two states."""
+    def build(method):
+        built = model(method)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in built.parameters():
+                weight += 0.1 * torch.randn(weight.shape, generator=generator).to(weight.device)
+        states = []
+        for turn in ("Ann: I adopted a cat.", "Ben: I bought a harp."):
+            built.reset()
+            states.append(built.write(turn))
+        return built, states
+    return build
+
+
+@pytest.mark.parametrize("method", pdmem.METHODS)
+def test_pairs_score_as_each_alone(open_model, method):
+    model, states = open_model(method)
+    with torch.no_grad():
+        together = model.score_pairs(states, QUESTIONS, ANSWERS)
+        alone = [model.score([q], [a], memory=s) for s, q, a in zip(states, QUESTIONS, ANSWERS, strict=True)]
+        exchanged = model.score_pairs(states[::-1], QUESTIONS, ANSWERS)
+    assert_close(together.log_prob, torch.cat([score.log_prob for score in alone]), atol=1e-4, rtol=1e-4)
+    assert together.tokens.tolist() == [int(score.tokens) for score in alone]
+    assert not torch.allclose(together.log_prob, exchanged.log_prob, atol=1e-4), "each row reads its own memory"
+
+
+def test_what_makes_no_pairs(model):
+    model = model("slot")
+    with pytest.raises(ValueError, match="1 memories, 2 questions"):
+        model.score_pairs(["own"], QUESTIONS, ANSWERS)
+    with pytest.raises(ValueError, match="ask it alone"):
+        model.score_pairs(["off", "own"], QUESTIONS, ANSWERS)
+    assert_close(model.score_pairs(["off"], QUESTIONS[:1], ANSWERS[:1]).log_prob,
+                 model.score(QUESTIONS[:1], ANSWERS[:1], memory="off").log_prob)
+
+
+@pytest.mark.parametrize("method", pdmem.METHODS)
+def test_training_on_pairs_moves_the_adapter_alone_and_lowers_the_loss(open_model, method):
+    model, states = open_model(method)
+    frozen = [weight.clone() for weight in model.backbone.model.parameters()]
+    before = [weight.detach().clone() for weight in model.parameters()]
+    state, drawn = model.state, random.getstate()
+    history = train_pairs(model, lambda step: (states, QUESTIONS, ANSWERS), steps=12, lr=0.01, progress=False)
+    assert list(history.columns) == ["step", "loss", "lr", "grad_norm", "seconds"] and len(history) == 12
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    assert any(not torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    assert all(map(torch.equal, frozen, model.backbone.model.parameters()))
+    assert model.state is state and random.getstate() == drawn
+
+
+def test_what_cannot_be_trained(model):
+    with pytest.raises(ValueError, match="trains nothing"):
+        train_pairs(model("baseline"), lambda step: ([{}], QUESTIONS[:1], ANSWERS[:1]))
+    with pytest.raises(ValueError, match="trains nothing"):
+        train_pairs(model("slot"), lambda step: ([], [], []), steps=0)
