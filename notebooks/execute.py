@@ -25,7 +25,7 @@ def is_progress(output) -> bool:
 def execute(path: Path) -> None:
     """Run one notebook in its own folder, and replace it only when every cell succeeded."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}},
+    NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}},
                    record_timing=False).execute()
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:

@@ -206,7 +206,8 @@ def show_everywhere(colours: int = 64) -> None:
 
             image = Image.open(BytesIO(kaleido.calc_fig_sync(fig_dict, opts=dict(format="png", scale=1))))
             small = BytesIO()
-            image.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+            palette = image.convert("RGB").quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            palette.save(small, "PNG", optimize=True)  # MAXCOVERAGE keeps the text's colour beside large areas
             return {"image/png": b64encode(small.getvalue()).decode()}
 
     plotly.io.renderers.default = "plotly_mimetype"

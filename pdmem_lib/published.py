@@ -60,8 +60,8 @@ def table() -> "pandas.DataFrame":
     ``method`` is the name in code, "off" the bare frozen model, "all six" a range over the methods. ``quantity``:
     "retained" (the retained-memory score, %), "ΔK" and "K_30" (knowledge curve, points of F1), "F1" (%), "tax" and
     "benefit" (points of F1). ``lag`` is a bucket of lags in turns, "short", "mean" (of the buckets), or "" where none
-    is named. ``printed`` is what stands there; ``low`` and ``high`` are its numbers, NaN where it has none. ``capacity``
-    is missing where it is not said.
+    is named. ``printed`` is what stands there, ``low`` and ``high`` its numbers, NaN where it has none. ``capacity`` is
+    missing where it is not said.
     """
     import pandas as pd
 
