@@ -3,7 +3,8 @@
     python notebooks/execute.py notebooks/14_is_it_memory.ipynb
 
 What the page of a code host cannot show, and what would make a file large, is left out: figures keep their PNG and lose
-the interactive copy (running the cell brings it back), widgets lose their state, cells the times they took and their progress bars.
+the interactive copy (running the cell brings it back), widgets lose their state, cells the times they took and their
+progress bars.
 """
 
 import sys
@@ -17,9 +18,10 @@ INTERACTIVE = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-
 
 
 def is_progress(output) -> bool:
-    """A progress bar, and the blank line with which it ends."""
-    return output.output_type == "stream" and output.name == "stderr" and (
-        "%|" in output.text or not output.text.strip())
+    """A progress bar, as text or as a widget, and the blank line with which it ends."""
+    if output.output_type == "stream":
+        return output.name == "stderr" and ("%|" in output.text or not output.text.strip())
+    return "%|" in output.get("data", {}).get("text/plain", "")
 
 
 def execute(path: Path) -> None:

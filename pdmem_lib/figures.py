@@ -194,10 +194,15 @@ def loss_curves(history: pd.DataFrame, subtitle: str, window: int | None = None,
 
 def show_everywhere(colours: int = 64) -> None:
     """Let notebooks show figures as plotly's own and, where a Chromium is found, as a PNG beside, for pages without
-    JavaScript. The PNG has so many ``colours``, which makes it five times smaller: a notebook may hold many figures."""
+    JavaScript. The PNG has so many ``colours``, which makes it five times smaller: a notebook may hold many figures.
+    Plotly's own takes the width that the page has (`fluid`), the PNG shrinks with it."""
     import plotly.io
     from choreographer.browsers.chromium import Chromium
-    from plotly.io.base_renderers import MimetypeRenderer
+    from plotly.io.base_renderers import MimetypeRenderer, PlotlyRenderer
+
+    class Fluid(PlotlyRenderer):
+        def to_mimebundle(self, fig_dict: dict) -> dict:
+            return super().to_mimebundle({**fig_dict, "layout": fluid(fig_dict["layout"])})
 
     class SmallPng(MimetypeRenderer):
         def to_mimebundle(self, fig_dict: dict) -> dict[str, str]:
@@ -210,13 +215,19 @@ def show_everywhere(colours: int = 64) -> None:
             palette.save(small, "PNG", optimize=True)  # MAXCOVERAGE keeps the text's colour beside large areas
             return {"image/png": b64encode(small.getvalue()).decode()}
 
-    plotly.io.renderers.default = "plotly_mimetype"
+    plotly.io.renderers["fluid"] = Fluid()
+    plotly.io.renderers.default = "fluid"
     if Chromium.find_browser(skip_local=False):
         import kaleido
 
         kaleido.start_sync_server(silence_warnings=True, mathjax=False)  # one browser for all figures
         plotly.io.renderers["small_png"] = SmallPng()
-        plotly.io.renderers.default = "plotly_mimetype+small_png"
+        plotly.io.renderers.default = "fluid+small_png"
+
+
+def fluid(layout: dict) -> dict:
+    """A figure's layout, as a dict, with the width left to the page: a notebook's column may be narrower than a slide."""
+    return {key: value for key, value in layout.items() if key != "width"} | {"autosize": True}
 
 
 def picture(figure: go.Figure) -> dict[str, str]:

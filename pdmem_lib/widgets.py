@@ -32,7 +32,7 @@ class Explorer(ipywidgets.VBox):
             control.style.description_width = "initial"
             control.observe(self._redraw, names="value")
         self.figure = draw(**self.values)
-        super().__init__([ipywidgets.HBox(list(controls.values())), self.message, go.FigureWidget(self.figure)])
+        super().__init__([ipywidgets.HBox(list(controls.values())), self.message, self._shown()])
 
     @property
     def values(self) -> dict:
@@ -45,7 +45,11 @@ class Explorer(ipywidgets.VBox):
             self.message.value = str(error)
             return
         self.message.value = ""
-        self.children = [*self.children[:2], go.FigureWidget(self.figure)]
+        self.children = [*self.children[:2], self._shown()]
+
+    def _shown(self) -> go.FigureWidget:
+        figure = self.figure.to_dict()
+        return go.FigureWidget(figure["data"], figures.fluid(figure["layout"]))
 
     def _repr_mimebundle_(self, **kwargs):
         """The widget, and its first picture for where no kernel runs."""

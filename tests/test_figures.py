@@ -554,7 +554,7 @@ def test_notebooks_show_a_png_beside_the_figure_where_a_browser_is(monkeypatch):
 
     started = []
     monkeypatch.setattr(kaleido, "start_sync_server", lambda **settings: started.append(settings))
-    for browser, renderers in ((None, "plotly_mimetype"), ("/somewhere/chromium", "plotly_mimetype+small_png")):
+    for browser, renderers in ((None, "fluid"), ("/somewhere/chromium", "fluid+small_png")):
         monkeypatch.setattr(Chromium, "find_browser", lambda **_: browser)  # noqa: B023
         figures.show_everywhere()
         assert plotly.io.renderers.default == renderers
