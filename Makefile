@@ -1,7 +1,7 @@
 # Everything by one command; `make help` lists them. Needs Python 3.11 or 3.12 and a package index, nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce recall chapters test lab clean
+.PHONY: help setup reproduce recall chapters test bench lab clean
 
 # What to run. Empty: what the preset says.
 PRESET ?= quick
@@ -82,6 +82,9 @@ test: $(READY) ## pytest, then every chapter notebook and the solutions (PYTEST_
 	  FAST=1 $(RUN) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -n 2 --dist loadscope $(CHAPTERS) || failed=1; \
 	fi; \
 	exit $$failed
+
+bench: $(READY) ## how fast the library is, as ratios (ONLY="train generate" for a part); writes figures/benchmark.csv
+	@$(RUN) tests/benchmarks/bench.py --backbone "$(or $(BACKBONE),auto)" --data "$(or $(DATA),auto)" $(if $(ONLY),--only $(ONLY))
 
 lab: $(READY) ## open the notebooks in JupyterLab, on this machine only
 	@$(RUN) -m jupyterlab --ip=127.0.0.1

@@ -404,8 +404,14 @@ class LoRAModel(MemoryModel):
         """LoRA's parameters, the only ones that are ever trained."""
         return [p for p in self.backbone.model.parameters() if p.requires_grad]
 
-    def _forward(self, text: str, memory: Memory, seen: list[Tensor] | None = None) -> Tensor:
-        return (self._bare if memory == "off" else super())._forward(text, memory, seen)
+    def _forward(self, text: str, memory: Memory, **collected: list[Tensor]) -> tuple[Tensor, seam.Injection]:
+        return (self._bare if memory == "off" else super())._forward(text, memory, **collected)
+
+    def token_log_probs(self, question: str, answer: str, memory: Memory = "own") -> tuple[list[str], Tensor]:
+        return (self._bare if memory == "off" else super()).token_log_probs(question, answer, memory)
+
+    def score_pairs(self, memories: Sequence[Memory], questions: Sequence[str], answers: Sequence[str]) -> AnswerScore:
+        return (self._bare if "off" in memories else super()).score_pairs(memories, questions, answers)
 
     def score(self, questions: Sequence[str], answers: Sequence[str], memory: Memory = "own",
               contexts: Sequence[str] | None = None) -> AnswerScore:

@@ -474,6 +474,13 @@ def test_lora_starts_silent_and_off_is_frozen_bit_for_bit(tiny, plain, model):
                            bare.score(QUESTIONS, ANSWERS, contexts=CONTEXTS).log_prob)
         assert torch.equal(m.loss(QUESTIONS, ANSWERS, memory="off"), bare.loss(QUESTIONS, ANSWERS))
         assert m.answer(QUESTIONS, 6, "off", contexts=CONTEXTS) == bare.answer(QUESTIONS, 6, contexts=CONTEXTS)
+        assert torch.equal(m.token_log_probs(QUESTIONS[0], ANSWERS[0], "off")[1],
+                           bare.token_log_probs(QUESTIONS[0], ANSWERS[0])[1])
+        assert torch.equal(m.score_pairs(["off"], QUESTIONS[:1], ANSWERS[:1]).log_prob,
+                           bare.score(QUESTIONS[:1], ANSWERS[:1]).log_prob)
+    assert not torch.equal(lora.token_log_probs(QUESTIONS[0], ANSWERS[0])[1],
+                           bare.token_log_probs(QUESTIONS[0], ANSWERS[0])[1])
+    assert lora.openness(text) is None
     assert (lora.logits(text) - wanted).abs().max() > 1e-2
     assert all(torch.equal(lora.logits(text), lora.logits(text, memory)) for memory in ("zero", {}))
     assert (lora.score(QUESTIONS, ANSWERS).log_prob - bare.score(QUESTIONS, ANSWERS).log_prob).abs().min() > 1e-3

@@ -1,0 +1,276 @@
+"""How fast the library is, as ratios: `make bench`, or ``python tests/benchmarks/bench.py --only train --rounds 3``.
+
+Every figure compares two ways of doing the same work, run in turns in one process, round by round, and gives the median
+of the rounds' ratios with their quartiles (low, high). Times on a shared machine drift; such ratios hardly do. The table
+is printed and written to figures/benchmark.csv: measure, method, capacity, ratio, low, high, at_least, backbone. Its
+rows are replaced one measure at a time, so a part can be measured again.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+
+import pdmem_lib as pdmem
+from pdmem_lib import seam, states
+from pdmem_lib.backbone import length_sorted_batches
+from pdmem_lib.memory import prompt_text, target_ids
+
+sys.path.insert(0, str(Path(__file__).parent))
+import plain  # noqa: E402
+
+ROOT = Path(__file__).parent.parent.parent
+COLUMNS = ["measure", "method", "capacity", "ratio", "low", "high", "at_least", "backbone"]
+TRAIN_AT_LEAST = {1: 0.8, 10: 0.6}
+PREFIX_AT_LEAST = {1: 0.7, 10: 0.45}  # its soft tokens pass through every block
+BATCH = 32
+
+
+class Bench:
+    """A backbone, data, and the number of rounds."""
+
+    def __init__(self, backbone: str, rounds: int, data: str):
+        self.backbone, self.rounds = pdmem.load_backbone(backbone), rounds
+        self.data = pdmem.load_data(data, preset="full")
+        pairs = [(q.question, q.answer) for c in self.data.train for q in c.questions]
+        lengths = [len(self.backbone.token_ids(f"{q} {a}")) for q, a in pairs]
+        middle = len(pairs) // 2 - BATCH // 2  # questions of median length, as a step of training has them
+        batch = [pairs[i] for i in np.argsort(lengths, kind="stable")[middle : middle + BATCH]]
+        self.questions, self.answers = map(list, zip(*batch, strict=True))
+        self.turns = [str(turn) for turn in self.data.train[0].turns[:200]]
+
+    def written(self, method: str, capacity: int) -> pdmem.MemoryModel:
+        model = pdmem.MemoryModel(self.backbone, method, capacity)
+        model.write_hidden(self.hidden)
+        return model
+
+    @property
+    def hidden(self) -> list[torch.Tensor]:
+        if not hasattr(self, "_hidden"):
+            self._hidden = self.backbone.encode(self.turns, autocast="auto", progress=False)
+        return self._hidden
+
+    def ratio(self, ours: Callable[[], object], theirs: Callable[[], object], rounds: int | None = None) -> dict:
+        """theirs / ours in seconds, so that above 1 ours is the faster: median and quartiles over the rounds."""
+        ours(), theirs()  # warm up
+        found = []
+        for i in range(rounds or self.rounds):
+            pair = {}
+            for one in (ours, theirs) if i % 2 else (theirs, ours):
+                start = time.perf_counter()
+                one()
+                pair[one] = time.perf_counter() - start
+            found.append(pair[theirs] / pair[ours])
+        low, middle, high = np.quantile(found, [0.25, 0.5, 0.75])
+        return dict(ratio=middle, low=low, high=high)
+
+    # ---- the bare model's own passes ----
+    def bare_step(self) -> Callable[[], None]:
+        """The frozen model's forward and backward to its inputs on the batch: what no adapter can do without."""
+        backbone, model = self.backbone, self.backbone.model
+        rows = [backbone.token_ids(prompt_text(q)) + target_ids(backbone, a)
+                for q, a in zip(self.questions, self.answers, strict=True)]
+        prompts = [len(backbone.token_ids(prompt_text(q))) for q in self.questions]
+        ids, mask = backbone.pad(rows, side="right")
+        column = torch.arange(ids.shape[1])
+        target = mask.bool() & (column >= torch.tensor(prompts)[:, None])  # (B, T)
+        predicts = target.roll(-1, dims=1)
+        predicts[:, -1] = False
+
+        def step() -> None:
+            inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
+            with seam.inject(model, None), backbone.autocast("auto"):
+                hidden = model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+                logits = model.get_output_embeddings()(hidden[predicts])
+                torch.nn.functional.cross_entropy(logits.float(), ids[target]).backward()
+
+        return step
+
+    def our_step(self, model: pdmem.MemoryModel) -> Callable[[], None]:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+        def step() -> None:
+            with self.backbone.autocast("auto"):
+                model.loss(self.questions, self.answers).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+
+@contextmanager
+def empty_cache() -> Iterator[None]:
+    """A cache folder of its own, so that nothing is found in it."""
+    before, folder = os.environ.get("PDMEM_CACHE"), tempfile.mkdtemp()
+    os.environ["PDMEM_CACHE"] = folder
+    try:
+        yield
+    finally:
+        os.environ.pop("PDMEM_CACHE") if before is None else os.environ.update(PDMEM_CACHE=before)
+        shutil.rmtree(folder)
+
+
+# ---- the measures ----
+def encode(bench: Bench) -> Iterator[dict]:
+    """All conversations' turns, cache cold, tokenised and saved, against ideal length-sorted batches: a round each."""
+    backbone, model, found = bench.backbone, bench.backbone.model, []
+    for i, conversation in enumerate(bench.data.conversations):
+        rows = [backbone.token_ids(str(turn)) for turn in conversation.turns]
+        batches = [backbone.pad([rows[j] for j in batch], side="right")[0]
+                   for batch in length_sorted_batches([len(row) for row in rows], 1024)]
+
+        def theirs() -> None:
+            with torch.no_grad(), seam.inject(model, None), backbone.autocast("auto"):
+                for ids in batches:  # noqa: B023
+                    model.base_model(ids, use_cache=False)
+
+        def ours() -> None:
+            with empty_cache():
+                states.turn_states(backbone, conversation)  # noqa: B023
+
+        times = {}
+        for one in (ours, theirs) if i % 2 else (theirs, ours):
+            start = time.perf_counter()
+            one()
+            times[one.__name__] = time.perf_counter() - start
+        found.append(times["theirs"] / times["ours"])
+    low, middle, high = np.quantile(found, [0.25, 0.5, 0.75])
+    yield dict(method="", capacity="", ratio=middle, low=low, high=high, at_least=0.9)
+
+
+def train(bench: Bench) -> Iterator[dict]:
+    """A training step with memory, 32 questions, against the bare model's forward and backward on the same batch."""
+    bare = bench.bare_step()
+    for capacity in (1, 10):
+        for method in pdmem.METHODS:
+            floor = (PREFIX_AT_LEAST if method == "prefix" else TRAIN_AT_LEAST)[capacity]
+            model = bench.written(method, capacity)
+            yield dict(method=method, capacity=capacity, **bench.ratio(bench.our_step(model), bare), at_least=floor)
+
+
+def plain_step(bench: Bench) -> Iterator[dict]:
+    """An optimiser step on 16 questions: the published loop's shape against ours."""
+    model = bench.written("slot", 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    questions, answers = bench.questions[:16], bench.answers[:16]
+
+    def theirs() -> None:
+        plain.step(model, optimizer, questions, answers, model.state)
+
+    def ours() -> None:
+        with bench.backbone.autocast("auto"):
+            model.loss(questions, answers).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    yield dict(method="slot", capacity=1, **bench.ratio(ours, theirs, rounds=3), at_least=15)
+
+
+def plain_encode(bench: Bench) -> Iterator[dict]:
+    """Turns encoded per second: one at a time, padded to 384, float32, against ours."""
+    turns = bench.turns[:48]
+    yield dict(method="", capacity="", at_least=12, **bench.ratio(
+        lambda: bench.backbone.encode(turns, autocast="auto", progress=False),
+        lambda: [plain.encode_turn(bench.backbone, turn) for turn in turns], rounds=3))
+
+
+def answer(bench: Bench) -> Iterator[dict]:
+    """Answering in batches of 32 against one question at a time."""
+    model = bench.written("slot", 1)
+    yield dict(method="slot", capacity=1, at_least=5, **bench.ratio(
+        lambda: model.answer(bench.questions, 16),
+        lambda: [model.answer([question], 16) for question in bench.questions], rounds=3))
+
+
+def generate(bench: Bench) -> Iterator[dict]:
+    """Greedy answers to 32 questions with a bank at 10x against the bare model."""
+    for method in pdmem.METHODS:
+        model = bench.written(method, 10)
+        with bench.backbone.autocast("auto"):
+            yield dict(method=method, capacity=10, at_least=0.7, **bench.ratio(
+                lambda: model.answers_under(["own"], bench.questions, 16),  # noqa: B023
+                lambda: model.answers_under(["off"], bench.questions, 16)))  # noqa: B023
+
+
+def growth(bench: Bench) -> Iterator[dict]:
+    """A turn written when 100,000 are in memory against when 10 are, and the process' memory then against then."""
+    process = psutil.Process()
+    for method in ("kv_extension", "hebbian", "slot"):  # one a write rule
+        model = pdmem.MemoryModel(bench.backbone, method, 1)
+        hidden = bench.hidden[:50]
+        model.write_hidden(hidden[:10])
+        early, seconds, sizes = model.state, {}, {}
+
+        def some(state, count: int = 200) -> float:
+            model.state = state  # noqa: B023
+            start = time.perf_counter()
+            for i in range(count):
+                model.write_hidden([hidden[i % len(hidden)]])  # noqa: B023
+            return time.perf_counter() - start
+
+        some(early)
+        sizes["early"] = process.memory_info().rss
+        for i in range(100_000):
+            model.write_hidden([hidden[i % len(hidden)]])
+        sizes["late"] = process.memory_info().rss
+        late = model.state
+        found = []
+        for _ in range(max(5, bench.rounds)):
+            seconds = {"early": some(early), "late": some(late)}
+            found.append(seconds["early"] / seconds["late"])
+        low, middle, high = np.quantile(found, [0.25, 0.5, 0.75])
+        yield dict(method=method, capacity=1, ratio=middle, low=low, high=high, at_least=0.95)
+        grown = sizes["late"] / sizes["early"]
+        yield dict(measure="growth: memory (at most)", method=method, capacity=1, ratio=grown, low=grown, high=grown,
+                   at_least=1.02)
+
+
+def entries(bench: Bench) -> Iterator[dict]:
+    """A training step at n_P of 64, 640 and 6,400 against 64: how its cost grows (64 against 64 is 1)."""
+    base = bench.our_step(bench.written("kv_extension", 1))
+    for n in (64, 640, 6400):
+        model = pdmem.MemoryModel(bench.backbone, "kv_extension", num_entries=n)
+        model.write_hidden(bench.hidden[:10])
+        yield dict(method="kv_extension", capacity=n / 64, at_least=float("nan"),
+                   **bench.ratio(base, bench.our_step(model)))
+
+
+MEASURES = {"encode": encode, "train": train, "plain loop: step": plain_step, "plain loop: encode": plain_encode,
+            "answer in batches": answer, "generate": generate, "growth": growth, "entries": entries}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="auto")
+    parser.add_argument("--data", default="auto")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", nargs="*", choices=list(MEASURES), help="measure these alone")
+    parser.add_argument("--out", type=Path, default=ROOT / "figures" / "benchmark.csv")
+    options = parser.parse_args()
+    bench = Bench(options.backbone, options.rounds, options.data)
+    table = pd.read_csv(options.out) if options.out.is_file() else pd.DataFrame(columns=COLUMNS)
+    for name in options.only or MEASURES:
+        rows = []
+        for row in MEASURES[name](bench):
+            rows.append({"measure": name, "backbone": bench.backbone.name} | row)
+            print("{measure:24} {method:16} {capacity!s:>4} {ratio:8.2f}  {low:.2f} to {high:.2f}  at least {at_least}".format(
+                **rows[-1]), flush=True)
+        keep = ~(table["measure"].str.split(":").str[0].eq(name) | table["measure"].eq(name))
+        table = pd.concat([table[keep | (table["backbone"] != bench.backbone.name)], pd.DataFrame(rows)])
+        table[COLUMNS].to_csv(options.out, index=False, float_format="%.4g")
+
+
+if __name__ == "__main__":
+    main()
