@@ -109,9 +109,9 @@ class Backbone:
         return [self.tokenizer.decode([i]) for i in self.token_ids(text)]
 
     def prefill(self, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Run soft tokens (1, M, d), all at position 0, through the frozen blocks; gradients flow to them.
+        """Run soft tokens (Bm, M, d), all at position 0, through the frozen blocks; gradients flow to them.
 
-        Returns each block's keys and values, (1, h_kv, M, dk) each.
+        Returns each block's keys and values, (Bm, h_kv, M, dk) each.
         """
         from transformers import DynamicCache
 

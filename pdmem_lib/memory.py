@@ -120,13 +120,18 @@ class MemoryModel:
         state = self.resolve(memory)
         return None if state is None else self.adapter.read(state, inputs)
 
+    def _injections(self, memories: Sequence[Memory], inputs: Sequence[Inputs | None]) -> seam.Injection:
+        """`injection` of several memories as one, run i of the batch reading memory i; None for "off", asked alone."""
+        states = [self.resolve(memory) for memory in memories]
+        return None if None in states else self.adapter.read_each(states, inputs)
+
     def _injection_for(self, memories: Sequence[Memory], ids: Tensor, mask: Tensor, question: Tensor) -> seam.Injection:
         """For an input, all (B, T), repeated under each memory; ``question`` marks the tokens that M.4 may query with."""
         if "off" in memories and len(memories) > 1:
             raise ValueError("memory 'off' reads nothing and cannot be asked together with others: ask it alone")
         needed = self.adapter.needs_inputs and memories[0] != "off"
         inputs = self._frozen_inputs(ids, mask, question) if needed else None
-        return seam.join([self.injection(memory, inputs) for memory in memories])
+        return self._injections(memories, [inputs] * len(memories))
 
     @torch.no_grad()
     def _frozen_inputs(self, ids: Tensor, mask: Tensor, question: Tensor) -> Inputs:
@@ -226,7 +231,7 @@ class MemoryModel:
         if self.adapter.needs_inputs and memories[0] != "off":
             whole = self._frozen_inputs(ids, mask, question)
             inputs = [Inputs(*one) for one in zip(whole.hidden.split(1), whole.valid.split(1), strict=True)]
-        injection = seam.join([self.injection(*one) for one in zip(memories, inputs, strict=True)])
+        injection = self._injections(memories, inputs)
         return score_targets(self.backbone, ids, mask, question, injection)
 
     @torch.no_grad()

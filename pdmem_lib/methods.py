@@ -10,6 +10,7 @@ carry one gate per head and block, 0 at the start (``read_gate``), which makes t
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from . import write
 from .backbone import Backbone
-from .seam import Branch, Injection, KeyValues
+from .seam import Branch, Injection, KeyValues, join
 from .settings import Settings
 
 State = dict[str, Tensor]  # the memory: an explicit value, passed in and returned
@@ -123,6 +124,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def read(self, state: State, inputs: Inputs | None = None) -> Injection:
         """What the frozen blocks read of ``state``: a list of `KeyValues`, a block each, a `Branch`, or None."""
+
+    def read_each(self, states: Sequence[State], inputs: Sequence[Inputs | None]) -> Injection:
+        """`read` of several states as one: the batch is as many equal runs of rows, and run i reads state i."""
+        return join([self.read(*one) for one in zip(states, inputs, strict=True)])
 
 
 # ---- write families: what the state is and how a turn changes it ----
@@ -247,9 +252,11 @@ class Prefix(AttentionCoupledBank, KeyValueReader):
         self.run_blocks = backbone.prefill
 
     def read(self, state: State, inputs: Inputs | None = None) -> Injection:
-        soft = self.scaled(state["P"]) @ self.read_P  # (M, d)
-        keys_values = self.run_blocks(soft[None])
-        return [KeyValues(k, v, gate=self.gate_of(i)) for i, (k, v) in enumerate(keys_values)]
+        return self.read_each([state], [inputs])
+
+    def read_each(self, states: Sequence[State], inputs: Sequence[Inputs | None]) -> Injection:
+        soft = self.scaled(torch.stack([state["P"] for state in states])) @ self.read_P  # (Bm, M, d)
+        return [KeyValues(k, v, gate=self.gate_of(i)) for i, (k, v) in enumerate(self.run_blocks(soft))]
 
 
 class KVExtension(AttentionCoupledBank, KeyValueReader):

@@ -408,9 +408,8 @@ class _Reader:
         backbone = self.model.backbone
         ids, mask = backbone.pad([self.ids[key] for key in keys], side="right")  # (B, T)
         with backbone.autocast(self.autocast):
-            reads = [self.model.adapter.read(bank, self.inputs(key, ids.shape[1]))
-                     for bank, key in zip(banks, keys, strict=True)]
-            with seam.inject(backbone.model, seam.join(reads)):  # right padding under a causal mask needs no mask
+            injection = self.model.adapter.read_each(banks, [self.inputs(key, ids.shape[1]) for key in keys])
+            with seam.inject(backbone.model, injection):  # right padding under a causal mask needs no mask
                 hidden = backbone.model.base_model(ids, use_cache=False).last_hidden_state  # (B, T, d)
         last = hidden[torch.arange(len(banks), device=ids.device), mask.sum(dim=1) - 1]  # (B, d)
         to_candidates = backbone.model.get_output_embeddings().weight[self.candidates]  # (codes, d)
