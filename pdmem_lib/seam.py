@@ -13,7 +13,7 @@ Everything that knows an architecture is in `blocks`, `attention_of` and `final_
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,8 @@ def final_norm(model: nn.Module) -> nn.Module:
 # ---- the two primitives ----
 @dataclass
 class KeyValues:
-    """Extra keys and values of one block. ``Bm`` divides B: the batch is Bm equal runs of rows, and all rows of a run
-    read one bank, which is never copied. 1: one bank for the whole batch; B: every row has its own."""
+    """Extra keys and values of one block. The batch is Bm runs of rows, and all rows of a run read one bank, which is
+    never copied. Bm 1: one bank for the whole batch; B: every row has its own."""
 
     keys: Tensor  # (Bm, h_kv, M, dk)
     values: Tensor  # (Bm, h_kv, M, dk)
@@ -49,6 +49,7 @@ class KeyValues:
     valid: Tensor | None = None  # (Bm, M) bool: entries that exist; None: all
     causal: bool = False  # entry j belongs to input column j and is seen from column j on (M.4)
     seen: list[Tensor] | None = None  # where attention to memory is collected, (B, h, T, M) a call
+    rows: tuple[int, ...] | None = None  # how many rows each run has, (Bm,); None: all equally many
 
 
 @dataclass
@@ -58,45 +59,78 @@ class Branch:
     delta: Callable[[Tensor, int], Tensor]
     seen: list[Tensor] | None = None  # where attention to memory is collected, (B, h, T, M) a call
     opened: list[Tensor] | None = None  # where the mean of what it is multiplied by is collected, () a call
+    parts: "Sequence[Branch]" = ()  # where it was joined of several: which, and how many rows each has
+    rows: tuple[int, ...] | None = None
 
 
 Injection = Sequence[KeyValues] | Branch | None
 
 _ACTIVE: ContextVar[dict[nn.Module, KeyValues]] = ContextVar("pdmem_active_key_values", default={})
+_TRAINS: ContextVar[bool] = ContextVar("pdmem_trains", default=False)
 
 
 @contextmanager
-def inject(model: nn.Module, injection: Injection) -> Iterator[None]:
-    """Inside the block, ``model`` reads ``injection``; other models, and this one outside the block, are untouched."""
+def inject(model: nn.Module, injection: Injection, trains: bool | None = None) -> Iterator[None]:
+    """Inside the block, ``model`` reads ``injection``; other models, and this one outside the block, are untouched.
+
+    ``trains``: whether gradients of an adapter may pass through the blocks; None: where something is read.
+    """
     handles, per_block = [], {}
     if isinstance(injection, Branch):
         handles = list(_attach_branch(model, injection))
     elif injection is not None:
         per_block = dict(zip(map(attention_of, blocks(model)), injection, strict=True))
-    token = _ACTIVE.set(per_block)
+    active, trained = _ACTIVE.set(per_block), _TRAINS.set(injection is not None if trains is None else trains)
     try:
         yield
     finally:
-        _ACTIVE.reset(token)
+        _ACTIVE.reset(active)
+        _TRAINS.reset(trained)
         for handle in handles:
             handle.remove()
 
 
-def join(injections: Sequence[Injection]) -> Injection:
-    """Several injections as one: the batch is as many equal runs of rows, and run i reads injection i."""
+def join(injections: Sequence[Injection], rows: tuple[int, ...] | None = None) -> Injection:
+    """Several injections as one: the batch is as many runs of rows, of ``rows`` each (None: equal), run i reading i."""
     first = injections[0]
     if len(injections) == 1 or first is None:  # None: all are, since one model reads all of them
         return first
     if isinstance(first, Branch):
-        return Branch(lambda h, layer: torch.cat(
-            [one.delta(rows, layer) for one, rows in zip(injections, h.chunk(len(injections)), strict=True)]))
+        def delta(h: Tensor, layer: int) -> Tensor:
+            runs = h.split(rows) if rows else h.chunk(len(injections))
+            return torch.cat([one.delta(run, layer) for one, run in zip(injections, runs, strict=True)])
+
+        return Branch(delta, parts=injections, rows=rows)
 
     def cat(parts: Sequence[Tensor | None]) -> Tensor | None:
         return None if parts[0] is None else torch.cat(list(parts))
 
     return [KeyValues(cat([kv.keys for kv in block]), cat([kv.values for kv in block]), block[0].gate,
-                      cat([kv.valid for kv in block]), block[0].causal)
+                      cat([kv.valid for kv in block]), block[0].causal, rows=rows)
             for block in zip(*injections, strict=True)]
+
+
+def keep(injection: Injection, kept: Tensor) -> Injection:
+    """``injection`` for those rows of its batch that ``kept`` (B,) bool marks."""
+    def left(runs: int, rows: tuple[int, ...] | None) -> list[int]:  # of each run
+        return [int(run.sum()) for run in (kept.split(rows) if rows else kept.chunk(runs))]
+
+    if injection is None or isinstance(injection, Branch) and not injection.parts:
+        return injection
+    if isinstance(injection, Branch):
+        numbers = left(len(injection.parts), injection.rows)
+        parts = [part for part, number in zip(injection.parts, numbers, strict=True) if number]
+        return join(parts, tuple(filter(None, numbers)))
+    Bm = injection[0].keys.shape[0]
+    if Bm == 1:
+        return injection
+    numbers = left(Bm, injection[0].rows)
+    rows = tuple(filter(None, numbers))
+    if len(rows) == Bm:
+        return [replace(kv, rows=rows) for kv in injection]
+    runs = torch.tensor([i for i, number in enumerate(numbers) if number], device=kept.device)  # that still have rows
+    return [replace(kv, keys=kv.keys[runs], values=kv.values[runs], rows=rows if max(rows) > 1 else None,
+                    valid=None if kv.valid is None else kv.valid[runs]) for kv in injection]
 
 
 def _attach_branch(model: nn.Module, branch: Branch) -> Iterator:
@@ -124,47 +158,72 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward  # here: importing pdmem stays fast
 
-    plain, _ = sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-    )  # (B, T, h, dk)
-    memory = _ACTIVE.get().get(module)
+    memory, by_matmul = _ACTIVE.get().get(module), _TRAINS.get() and _cheap_backward(query)
+    stock = dict(scaling=scaling, dropout=dropout, **kwargs)
+    if memory is None and not by_matmul:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **stock)[0], None
+    B, h, T, dk = query.shape
+    h_kv, S = key.shape[1], key.shape[2]
+    grouped = (query * (dk**-0.5 if scaling is None else scaling)).view(B, h_kv, h // h_kv, T, dk)
+    visible = attention_mask  # (B or 1, 1, T, S) bool; transformers leaves it out where it is plainly causal
+    if visible is None:
+        visible = torch.ones(T, S, dtype=torch.bool, device=query.device).tril(S - T)[None, None]
+    to_input = grouped @ key[:, :, None].mT  # (B, h_kv, r, T, S)
+    to_input = to_input.masked_fill(~visible[:, :, None], torch.finfo(to_input.dtype).min)
+    if by_matmul:
+        plain = _by_head(to_input.softmax(dim=-1) @ value[:, :, None])
+    else:
+        plain, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **stock)  # (B, T, h, dk)
     if memory is None:
         return plain, None
-    B, h, T, dk = query.shape
-    h_kv, S, M = key.shape[1], key.shape[2], memory.keys.shape[2]
-    grouped = (query * (dk**-0.5 if scaling is None else scaling)).view(B, h_kv, h // h_kv, T, dk)
-
-    runs = (memory.keys.shape[0], -1)  # of rows that read one bank
-    to_memory = torch.einsum("gbhrtd,ghmd->gbhrtm", grouped.unflatten(0, runs), memory.keys.to(query.dtype))
-    to_memory = to_memory.flatten(0, 1)  # (B, h_kv, r, T, M)
-    to_input = torch.einsum("bhrtd,bhsd->bhrts", grouped, key)  # (B, h_kv, r, T, S)
+    M = memory.keys.shape[2]
+    to_memory = _by_run("bhrtd,hmd->bhrtm", grouped, memory.keys, memory.rows)  # (B, h_kv, r, T, M)
     visible = _visible_entries(memory, B, T, S, M, query.device)
     if visible is not None:
         to_memory = to_memory.masked_fill(~visible, torch.finfo(to_memory.dtype).min)
-    if attention_mask is None:  # transformers leaves the mask out where it is plainly causal
-        attention_mask = torch.ones(T, S, dtype=torch.bool, device=query.device).tril(S - T)[None, None]
-    to_input = to_input.masked_fill(~attention_mask[:, :, None], torch.finfo(to_input.dtype).min)
 
-    weights = torch.cat([to_memory, to_input], dim=-1).softmax(dim=-1, dtype=torch.float32)[..., :M]
-    mass = weights.sum(dim=-1).flatten(1, 2).transpose(1, 2)[..., None]  # (B, T, h, 1): softmax mass on memory
-    read = torch.einsum("gbhrtm,ghmd->gbhrtd", weights.to(value.dtype).unflatten(0, runs), memory.values.to(value.dtype))
-    read = read.flatten(0, 1).flatten(1, 2).transpose(1, 2)  # (B, T, h, dk)
-    # joint = read + (1 - mass) plain; with a gate: plain + tanh(gate) (joint - plain), which is plain itself at gate 0
-    change = read - mass.to(value.dtype) * plain
-    if memory.gate is not None:
+    # the input is one more column, whose weight is the softmax mass on all of it and whose value is the plain output
+    columns = [to_memory, to_input.float().logsumexp(dim=-1, keepdim=True)]
+    weights = torch.cat(columns, dim=-1).softmax(dim=-1)  # (B, h_kv, r, T, M + 1), float32
+    values = torch.nn.functional.pad(memory.values, (0, 0, 0, 1))  # the last column is added below
+    joint = _by_run("bhrtm,hmd->bhrtd", weights.to(value.dtype), values, memory.rows)
+    joint = _by_head(joint) + _by_head(weights[..., -1:]).to(value.dtype) * plain
+    change = joint - plain
+    if memory.gate is not None:  # plain + tanh(gate) (joint - plain), which is plain itself at gate 0
         gate = torch.tanh(memory.gate)  # (h,)
         change = gate[:, None].to(value.dtype) * change
         weights = gate.abs().view(h_kv, -1, 1, 1) * weights
     if memory.seen is not None:
-        memory.seen.append(weights.detach().flatten(1, 2))  # (B, h, T, M)
+        memory.seen.append(weights[..., :-1].detach().flatten(1, 2))  # (B, h, T, M)
     return plain + change, None
+
+
+def _cheap_backward(query: Tensor) -> bool:
+    """Whether attention by matmuls has the faster backward pass: on a CPU and over short inputs it takes a third of the
+    time of sdpa's. The forward pass rounds in another order, so only a pass with a gradient uses it."""
+    return query.requires_grad and query.device.type == "cpu" and query.shape[2] <= 1024
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """(B, h_kv, r, T, dk) -> (B, T, h, dk)."""
+    return x.flatten(1, 2).transpose(1, 2)
+
+
+def _by_run(equation: str, rows: Tensor, banks: Tensor, sizes: tuple[int, ...] | None) -> Tensor:
+    """The einsum of each run of ``rows`` (B, ...) with its bank of ``banks`` (Bm, ...), which is not copied."""
+    banks = banks.to(rows.dtype)
+    if sizes is not None:
+        return torch.cat([torch.einsum(equation, run, bank) for run, bank in zip(rows.split(sizes), banks, strict=True)])
+    x, y, z = equation.replace("->", ",").split(",")
+    return torch.einsum(f"g{x},g{y}->g{z}", rows.unflatten(0, (len(banks), -1)), banks).flatten(0, 1)
 
 
 def _visible_entries(memory: KeyValues, B: int, T: int, S: int, M: int, device) -> Tensor | None:
     """Which entries each input column may read, broadcastable to (B, h_kv, r, T, M); None where all are."""
     visible = None
     if memory.valid is not None:
-        visible = memory.valid.repeat_interleave(B // memory.valid.shape[0], dim=0)[:, None, None, None, :]
+        rows = torch.tensor(memory.rows or [B // len(memory.valid)] * len(memory.valid), device=device)
+        visible = memory.valid.repeat_interleave(rows, dim=0)[:, None, None, None, :]
     if memory.causal:
         column = torch.arange(S - T, S, device=device)[:, None]  # (T, 1)
         reached = torch.arange(M, device=device)[None, :] <= column  # (T, M)

@@ -81,7 +81,7 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Ca
         ids = [c.id for c, _ in questions]
 
         total = s.epochs * len(_epoch_batches(ids, lengths, s.batch_size, generator=None))
-        optimizer = torch.optim.AdamW(parameters, lr=s.lr, weight_decay=s.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr=s.lr, weight_decay=s.weight_decay, fused=True)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, s.warmup_steps, total))
         start = time.perf_counter()
         with tqdm(total=total, desc=f"train {model.method}", unit="step", disable=not s.progress,
@@ -122,7 +122,7 @@ def train_pairs(model: MemoryModel, draw: Callable[[int], tuple[Sequence[State],
     parameters, rows, start = model.parameters(), [], time.perf_counter()
     if not parameters or steps < 1:
         raise ValueError(f"{model.method} for {steps} steps trains nothing: give a method with parameters, and a step")
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, warmup_steps, steps))
     for step in tqdm(range(steps), desc=f"train {model.method}", unit="step", disable=not progress, mininterval=1.0,
                      leave=False):
