@@ -3,10 +3,13 @@
 import argparse
 import json
 import logging
+import os
 import sys
+from functools import partial
 
 from . import experiment
 from .backbone import load_backbone
+from .experiment import Experiment
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -14,7 +17,14 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     resolve = commands.add_parser("resolve", help="print which backbone and data 'auto' stands for here, as JSON")
     encode = commands.add_parser("encode", help="fill the caches: hidden states of turns, the frozen model's answers")
-    for command in (resolve, encode):
+    foretell = commands.add_parser("foretell", help="print how long a preset's runs will take here; measures for minutes")
+    foretell.add_argument("--methods", default="", help="comma lists; empty: the preset's own")
+    foretell.add_argument("--capacities", default="")
+    foretell.add_argument("--seeds", default="")
+    foretell.add_argument("--runs", default="", help="these alone, as in slot-1x-seed42,gated-10x-seed43")
+    foretell.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="runs side by side")
+    foretell.add_argument("--threads", type=int, default=1, help="of one run")
+    for command in (resolve, encode, foretell):
         command.add_argument("--backbone", default="auto", help="auto, gpt2, smollm2-135m, tiny-gpt2, a hub name, a folder")
         command.add_argument("--data", default="auto", help="auto, locomo, synthetic, or a LoCoMo-format JSON file")
         command.add_argument("--preset", default="quick", help=", ".join(experiment.PRESETS))
@@ -25,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "resolve":
             print(json.dumps({"backbone": backbone, "data": data, "why": why}))
             return 0
+        if given.command == "foretell":
+            return _foretell(given, backbone, data)
         loaded = experiment.load_data(data, given.preset)
         tokens = experiment.encode(load_backbone(backbone), loaded, experiment.Experiment(preset=given.preset))
         turns = sum(len(c.turns) for c in loaded.conversations)
@@ -32,6 +44,22 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _foretell(given: argparse.Namespace, backbone: str, data: str) -> int:
+    from .foretell import foretell, lines
+
+    preset = experiment.PRESETS[given.preset]
+    if given.runs:
+        runs = [experiment.run_of(name) for name in given.runs.split(",")]
+    else:
+        methods = [Experiment(method=name).method for name in filter(None, given.methods.split(","))] or preset.methods
+        runs = experiment.grid(methods, *([int(number) for number in filter(None, chosen.split(","))] or known for
+                                          chosen, known in ((given.capacities, preset.capacities), (given.seeds, preset.seeds))))
+    say = partial(print, flush=True)
+    for line in lines(foretell(runs, backbone, data, given.preset, given.cores, given.threads, say)):
+        say(line)
     return 0
 
 
