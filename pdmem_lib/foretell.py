@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 LENGTHS = {"low": 1.0, "seconds": 1.2, "high": 2.0}  # of answers, times the gold ones'
 DRIFT = {"low": 0.9, "seconds": 1.0, "high": 1.1}
-PAPERMILL = 6.0  # seconds a run spends beside its notebook's cells and the loading of libraries: two interpreters, files [D]
+PAPERMILL = 10.0  # seconds of a run beside its work and one loading of the libraries: two interpreters, first calls, files [D]
 TURNS = 60  # that a look writes and traces
 BATCHES = 4  # of a training, of near-equal length each, that a look takes a step on
 LOOK = {True: 3, False: 20}  # seconds of one look, about: whether the backbone is a tiny one
