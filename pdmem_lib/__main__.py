@@ -5,11 +5,11 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from . import experiment
 from .backbone import load_backbone
-from .experiment import Experiment
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,14 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _foretell(given: argparse.Namespace, backbone: str, data: str) -> int:
     from .foretell import foretell, lines
 
-    preset = experiment.PRESETS[given.preset]
-    if given.runs:
-        runs = [experiment.run_of(name) for name in given.runs.split(",")]
-    else:
-        methods = [Experiment(method=name).method for name in filter(None, given.methods.split(","))] or preset.methods
-        runs = experiment.grid(methods, *([int(number) for number in filter(None, chosen.split(","))] or known for
-                                          chosen, known in ((given.capacities, preset.capacities), (given.seeds, preset.seeds))))
-    say = partial(print, flush=True)
+    def chosen(text: str, known: Sequence, read: Callable = int) -> list:
+        return [read(item.strip()) for item in text.split(",") if item.strip()] or list(known)
+
+    preset, say = experiment.PRESETS[given.preset], partial(print, flush=True)
+    grid = experiment.grid(chosen(given.methods, preset.methods, lambda name: experiment.Experiment(method=name).method),
+                           chosen(given.capacities, preset.capacities), chosen(given.seeds, preset.seeds))
+    runs = chosen(given.runs, grid, experiment.run_of)
     for line in lines(foretell(runs, backbone, data, given.preset, given.cores, given.threads, say)):
         say(line)
     return 0

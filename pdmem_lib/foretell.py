@@ -157,8 +157,8 @@ def _reading_seconds(model: MemoryModel, asked, s: EvaluateSettings, memories: l
     """Of answering and scoring: small calls and larger ones, short and long, solved for the units they are made of."""
     prompt = [len(q.question) for *_, q in asked]
     order = np.argsort(prompt, kind="stable")
-    middle = order[max(0, len(order) - 16) // 2 :][:16].tolist()  # questions of median length
-    few = len(memories) and middle[: max(1, len(middle) // 8)]
+    middle = order[max(0, len(order) - 24) // 2 :][:24].tolist()  # questions of median length
+    few = middle[: max(1, len(middle) // 8)]
     steps = max(1, min(6, s.max_new_tokens))
     rows, seconds = [], []
     _Asker(model, asked, replace(s, max_new_tokens=1), _nothing).answers(few, memories)  # warm up
@@ -171,7 +171,7 @@ def _reading_seconds(model: MemoryModel, asked, s: EvaluateSettings, memories: l
         rows.append(work)
     found = solve(rows, seconds)
     rows, seconds = [], []
-    for these in (few, middle[:12]):
+    for these in (few, middle):
         ask = _Asker(model, asked, s, _nothing)
         rows.append(_scoring(model, asked, s, these, len(memories)))
         seconds.append(_time(lambda: ask.log_probs(these, memories)))  # noqa: B023
