@@ -13,8 +13,8 @@ from ._plot import INK, finish, legend_entry, literal, look_of, ordered, require
 COLUMNS = ("what", "method", "x", "seconds", "bytes", "backbone")
 PANELS = {  # what is measured: heading, title of the x axis, title of the y axis
     "turn written": ("Length of the conversation", "turns written before", "seconds a turn written"),
-    "training step": ("Size of the bank", "entries in the bank", "seconds a training step"),
-    "question answered": ("Number of users", "users whose banks are kept on disk", "seconds a question answered"),
+    "training step": ("Size of the bank", "entries in the bank", "seconds a training step, 16 questions"),
+    "question answered": ("Number of users", "users whose banks are kept on disk", "seconds a question, 16 at once"),
 }
 FILES = ("Files of the banks", "bytes of a bank's file", "seconds to save or load it")
 DAY = 86_400  # seconds

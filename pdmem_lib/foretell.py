@@ -222,7 +222,7 @@ def _reference_seconds(backbone: Backbone, data: Data, experiment: Experiment, a
             seconds += _last_turns_seconds(backbone, indices, asked, texts, s)
             continue
         order = sorted(range(len(asked)), key=lambda i: len(texts[i]) + len(asked[i][2].question))
-        some = order[max(0, len(order) - 6) // 2 :][:6]
+        some = order[max(0, len(order) - 4) // 2 :][:4]
         def length(which: Sequence[int]) -> int:
             return sum(len(texts[i]) + len(asked[i][2].question) for i in which)  # noqa: B023
         took = _time(lambda: references._answers(
@@ -242,7 +242,7 @@ def _last_turns_seconds(backbone: Backbone, indices, asked, texts: Sequence[str]
     first = next(iter(indices))
     questions = [q for id, _, q in asked if id == first]
     rows, seconds = [], []
-    for budget, n in ((256, 2), (768, 2), (1536, 2), (1536, 10)):
+    for budget, n in ((512, 2), (1024, 2), (1536, 2), (1536, 10)):
         text = references.last_turns(indices[first], questions, min(budget, max(1, length[first])), s.max_new_tokens)
         some = questions[:n]
         rows.append(work(max(1, len(backbone.token_ids(text))), len(some)))
