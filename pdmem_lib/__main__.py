@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     resolve = commands.add_parser("resolve", help="print which backbone and data 'auto' stands for here, as JSON")
     encode = commands.add_parser("encode", help="fill the caches: hidden states of turns, the frozen model's answers")
-    foretell = commands.add_parser("foretell", help="print how long a preset's runs will take here; measures for minutes")
+    foretell = commands.add_parser("foretell", help="print how long runs will take here; measures for minutes")
     foretell.add_argument("--methods", default="", help="comma lists; empty: the preset's own")
     foretell.add_argument("--capacities", default="")
     foretell.add_argument("--seeds", default="")
@@ -54,8 +54,8 @@ def _foretell(given: argparse.Namespace, backbone: str, data: str) -> int:
         return [read(item.strip()) for item in text.split(",") if item.strip()] or list(known)
 
     preset, say = experiment.PRESETS[given.preset], partial(print, flush=True)
-    grid = experiment.grid(chosen(given.methods, preset.methods, lambda name: experiment.Experiment(method=name).method),
-                           chosen(given.capacities, preset.capacities), chosen(given.seeds, preset.seeds))
+    methods = chosen(given.methods, preset.methods, lambda name: experiment.Experiment(method=name).method)
+    grid = experiment.grid(methods, chosen(given.capacities, preset.capacities), chosen(given.seeds, preset.seeds))
     runs = chosen(given.runs, grid, experiment.run_of)
     for line in lines(foretell(runs, backbone, data, given.preset, given.cores, given.threads, say)):
         say(line)

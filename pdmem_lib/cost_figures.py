@@ -57,7 +57,8 @@ def _add(figure: go.Figure, rows: pd.DataFrame, x: str, dash: str, suffix: str, 
     look = look_of(rows["method"].iloc[0])
     figure.add_scatter(x=rows[x], y=rows["seconds"], mode="lines+markers", name=look.label, showlegend=False,
                        cliponaxis=False, line=dict(color=look.colour, width=3, dash=dash),
-                       marker=dict(color=look.colour, symbol=look.symbol + suffix, size=11, line_width=2),
+                       marker=dict(color=look.colour, symbol=look.symbol + suffix, size=11,
+                                   line=dict(color=look.colour, width=2)),
                        hovertemplate=f"{look.label}: %{{y:.3g}} s at %{{x:,}}<extra></extra>", **place)
 
 
@@ -66,7 +67,7 @@ def _axes(figure: go.Figure, place: dict, x_title: str, y_title: str, x: pd.Seri
     low, high = (np.floor(np.log10(y.min())), np.ceil(np.log10(y.max()))) if len(y) else (-3, 0)
     if high - low < 2:
         low, high = low - 1, max(high, low + 1)
-    figure.update_yaxes(type="log", title=y_title, range=[low, high], dtick=1, tickprefix="", exponentformat="power", **place)
+    figure.update_yaxes(type="log", title=y_title, range=[low, high], dtick=1, exponentformat="power", **place)
     wide = np.log10([x.min(), x.max()]) if len(x) else np.array([0, 1])
     wide = wide + np.array([-1, 1]) * max(0.06 * (wide[1] - wide[0]), 0.1)
     figure.update_xaxes(type="log", title=x_title, range=wide.tolist(), dtick=1, exponentformat="power", **place)
@@ -75,16 +76,18 @@ def _axes(figure: go.Figure, place: dict, x_title: str, y_title: str, x: pd.Seri
 def serving(table: pd.DataFrame, users: int = 1_000_000, questions_a_day: float = 10.0) -> pd.DataFrame:
     """What ``users`` banks would take, on paper, from measured pieces; a row a method and capacity.
 
-    file_bytes: of one bank. total_gigabytes: of all (1e9 bytes). loads_per_second, saves_per_second: of one core, files in
-    the system's cache. read_megabytes_per_second: what one core loading without a break asks of the disk. Where the
+    file_bytes: of one bank. total_gigabytes: of all (1e9 bytes). loads_per_second, saves_per_second: of one core, files
+    in the system's cache. read_megabytes_per_second: what one core loading without a break asks of the disk. Where the
     answering of mixed users was measured (with most users kept), questions_per_second: of the measured process, load
     included; load_share: its part for reading the bank; busy_cores: processes like it that ``questions_a_day`` of every
-    user keep busy, evenly spread over the day; disk_reads_per_second: what these ask, no bank kept in memory. NaN elsewhere.
+    user keep busy, evenly spread over the day; disk_reads_per_second: what these ask, no bank kept in memory. NaN
+    elsewhere.
     """
     require(table, *COLUMNS)
     load, save = (table[table["what"] == f"state {what}"].set_index(["method", "x"]) for what in ("loaded", "saved"))
     if load.empty or not load.index.equals(save.index):
-        raise ValueError("serving needs 'state loaded' and 'state saved' of the same methods and capacities: measure both")
+        raise ValueError("serving needs 'state loaded' and 'state saved' of the same methods and capacities: measure "
+                         "both")
     asked = table[table["what"] == "question answered"].sort_values("x").groupby("method").last()
     read = table[table["what"] == "bank read and checked"].sort_values("x").groupby("method").last()
     rows = []
@@ -93,8 +96,9 @@ def serving(table: pd.DataFrame, users: int = 1_000_000, questions_a_day: float 
         seconds = asked.loc[method, "seconds"] if known else np.nan
         wanted = users * questions_a_day / DAY if known else np.nan  # questions a second
         rows.append(dict(
-            method=method, capacity=capacity, users=users, questions_a_day=questions_a_day, file_bytes=int(one["bytes"]),
-            total_gigabytes=users * one["bytes"] / 1e9, loads_per_second=1 / one["seconds"],
+            method=method, capacity=capacity, users=users, questions_a_day=questions_a_day,
+            file_bytes=int(one["bytes"]), total_gigabytes=users * one["bytes"] / 1e9,
+            loads_per_second=1 / one["seconds"],
             saves_per_second=1 / save.loc[(method, capacity), "seconds"],
             read_megabytes_per_second=one["bytes"] / one["seconds"] / 1e6, questions_per_second=1 / seconds,
             load_share=read.loc[method, "seconds"] / seconds if known and method in read.index else np.nan,

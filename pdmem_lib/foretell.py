@@ -29,7 +29,7 @@ from . import provenance, references
 from .backbone import TINY_NAMES, Backbone, load_backbone, use_bf16
 from .estimates import FORMAT
 from .evaluation import EvaluateSettings, _Asker, _jobs, checkpoints, frozen_file, sample_questions
-from .experiment import PRESETS, Data, Experiment, load_data, resolve, split_name
+from .experiment import PRESETS, Data, Experiment, load_data, resolve
 from .memory import MemoryModel
 from .states import states_file
 from .training import num_steps, train, training_questions
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 LENGTHS = {"low": 1.0, "seconds": 1.2, "high": 2.0}  # of answers, times the gold ones'
 DRIFT = {"low": 0.9, "seconds": 1.0, "high": 1.1}
-PAPERMILL = 10.0  # seconds of a run beside its work and one loading of the libraries: two interpreters, first calls, files [D]
+PAPERMILL = 10.0  # seconds of a run beside its work and one loading of all: interpreters, first calls, files [D]
 TURNS = 60  # that a look writes and traces
-BATCHES = 4  # of a training, of near-equal length each, that a look takes a step on
-LOOK = {True: 3, False: 20}  # seconds of one look, about: whether the backbone is a tiny one
+BATCHES = 3  # of a training, of near-equal length each, that a look takes a step on
+LOOK = {True: 3, False: 30}  # seconds of one look, about: whether the backbone is a tiny one
 BEGIN = 15  # seconds until the looks begin, about
 
 
@@ -67,7 +67,8 @@ def count(model: MemoryModel, data: Data, experiment: Experiment, lengths: float
         work["turn traced"] = sum(len(c.turns) for c in data.test if c.id in sought)
         work["question traced"] = len(sought)
     for rows, memories in _jobs(model, asked, dict.fromkeys([c.id for c in data.test], start) if banks else {}):
-        work += _answering(model, asked, s, rows, len(memories), lengths) + _scoring(model, asked, s, rows, len(memories))
+        work += _answering(model, asked, s, rows, len(memories), lengths)
+        work += _scoring(model, asked, s, rows, len(memories))
     for _, _, held, rows in checkpoints(data.test, asked, s.knowledge_points) if banks else ():
         if held is not None:  # at the end it is what was asked above
             work += _answering(model, asked, s, rows, 1, lengths)
@@ -81,7 +82,8 @@ def _answering(model: MemoryModel, asked, s: EvaluateSettings, rows: Sequence[in
     prompt = {i: len(backbone.token_ids(prompts.prompt_text(asked[i][2].question))) for i in rows}
     answer = {i: min(s.max_new_tokens, round(lengths * len(prompts.target_ids(backbone, asked[i][2].answer))))
               for i in rows}
-    batches = list(_cut(sorted(rows, key=prompt.__getitem__), _Asker(model, asked, s, print)._batch_size([""] * memories)))
+    size = _Asker(model, asked, s, _nothing)._batch_size([""] * memories)
+    batches = list(_cut(sorted(rows, key=prompt.__getitem__), size))
     for batch in batches:
         work["answer: token"] += memories * len(batch) * max(prompt[i] for i in batch)
         work["answer: step"] += max(answer[i] for i in batch)
@@ -94,7 +96,7 @@ def _scoring(model: MemoryModel, asked, s: EvaluateSettings, rows: Sequence[int]
     """Of `_Asker.log_probs`: memories read, and tokens of prompts and answers (padded)."""
     work = Counter()
     order = sorted(rows, key=lambda i: len(asked[i][2].question) + len(asked[i][2].answer))
-    for batch in _cut(order, _Asker(model, asked, s, print)._batch_size([""] * memories)):
+    for batch in _cut(order, _Asker(model, asked, s, _nothing)._batch_size([""] * memories)):
         longest = max(len(model.backbone.token_ids(prompts.prompt_text(asked[i][2].question)))
                       + len(prompts.target_ids(model.backbone, asked[i][2].answer)) for i in batch)
         work["score: token"] += memories * len(batch) * longest
@@ -125,12 +127,13 @@ def look(model: MemoryModel, data: Data, experiment: Experiment, hidden: Sequenc
         if texts:
             frozen = model.backbone.encode([prompts.PROMPT.format(question=q.question) for q in texts[:8]], s.autocast,
                                            progress=False)
-            seconds["turn traced"] = _time(lambda: _trace(model, hidden, frozen, -(-len(texts) // len(data.test)))) / len(hidden)
+            each = -(-len(texts) // len(data.test))  # questions of a conversation
+            seconds["turn traced"] = _time(lambda: _trace(model, hidden, frozen, each)) / len(hidden)
             few = texts[: provenance.BATCH]
             seconds["question traced"] = _time(
                 lambda: provenance._conversation_scores(model, few, hidden[:2], False, s.autocast)) / len(few)
-    memories = [memory for _, memory in _jobs(model, asked, {asked[0][0]: model.state} if model.state else {})[0][1]][:2]
-    return seconds | _reading_seconds(model, asked, s, memories)
+    (_, memories), *_ = _jobs(model, asked, {asked[0][0]: model.state} if model.state else {})
+    return seconds | _reading_seconds(model, asked, s, [memory for _, memory in memories[:2]])
 
 
 def _step_seconds(model: MemoryModel, data: Data, experiment: Experiment) -> float:
@@ -143,7 +146,8 @@ def _step_seconds(model: MemoryModel, data: Data, experiment: Experiment) -> flo
     short = dict(vars(t), epochs=1, max_questions=None, memory="initial", warmup_steps=0, lr=1e-6, progress=False)
     some = replace(data.train[0], questions=tuple(chosen[i] for part in middle for i in part))
     train(model, [replace(some, questions=some.questions[:2])], **short)  # warm up
-    return _time(lambda: train(model, [some], **short)) / num_steps([some.id] * len(some.questions), replace(t, epochs=1))
+    steps = num_steps([some.id] * len(some.questions), replace(t, epochs=1))
+    return _time(lambda: train(model, [some], **short)) / steps
 
 
 def _trace(model: MemoryModel, hidden: Sequence[torch.Tensor], frozen: Sequence[torch.Tensor], questions: int) -> None:
@@ -157,7 +161,7 @@ def _reading_seconds(model: MemoryModel, asked, s: EvaluateSettings, memories: l
     """Of answering and scoring: small calls and larger ones, short and long, solved for the units they are made of."""
     prompt = [len(q.question) for *_, q in asked]
     order = np.argsort(prompt, kind="stable")
-    middle = order[max(0, len(order) - 24) // 2 :][:24].tolist()  # questions of median length
+    middle = order[max(0, len(order) - 16) // 2 :][:16].tolist()  # questions of median length
     few = middle[: max(1, len(middle) // 8)]
     steps = max(1, min(6, s.max_new_tokens))
     rows, seconds = [], []
@@ -167,7 +171,8 @@ def _reading_seconds(model: MemoryModel, asked, s: EvaluateSettings, memories: l
         said: list[list[str]] = []
         seconds.append(_time(lambda: said.extend(ask.answers(these, memories))))  # noqa: B023
         work = _answering(model, asked, ask.s, these, len(memories), lengths=1e9)  # none is known to end before
-        work["answer: row and step"] = sum(min(tokens, 1 + len(model.backbone.token_ids(a))) for each in said for a in each)
+        lengths = (1 + len(model.backbone.token_ids(answer)) for each in said for answer in each)
+        work["answer: row and step"] = sum(min(tokens, length) for length in lengths)
         rows.append(work)
     found = solve(rows, seconds)
     rows, seconds = [], []
@@ -207,7 +212,8 @@ def shared_seconds(backbone: Backbone, data: Data, experiment: Experiment) -> tu
         everyone = list(range(len(asked)))
         before += total(_answering(bare, asked, s, everyone, 1, 2.0) + _scoring(bare, asked, s, everyone, 1),
                         _reading_seconds(bare, asked, s, ["off"]))
-    return before, _reference_seconds(backbone, data, experiment, asked) if split_name(experiment.method)[0] == "baseline" else 0.0
+    first = _reference_seconds(backbone, data, experiment, asked) if experiment.method == "baseline" else 0.0
+    return before, first
 
 
 def _reference_seconds(backbone: Backbone, data: Data, experiment: Experiment, asked) -> float:
@@ -237,8 +243,7 @@ def _last_turns_seconds(backbone: Backbone, indices, asked, texts: Sequence[str]
     def work(length: int, questions: int) -> Counter:
         return Counter({"text": length, "square": length**2, "asked": length * questions, "question": questions})
 
-    length = {id: max(len(backbone.token_ids(text)) for (other, *_), text in zip(asked, texts, strict=True) if other == id)
-              for id in indices}
+    length = {id: len(backbone.token_ids(text)) for (id, *_), text in zip(asked, texts, strict=True)}
     first = next(iter(indices))
     questions = [q for id, _, q in asked if id == first]
     rows, seconds = [], []
@@ -246,7 +251,8 @@ def _last_turns_seconds(backbone: Backbone, indices, asked, texts: Sequence[str]
         text = references.last_turns(indices[first], questions, min(budget, max(1, length[first])), s.max_new_tokens)
         some = questions[:n]
         rows.append(work(max(1, len(backbone.token_ids(text))), len(some)))
-        seconds.append(_time(lambda: references._answers(backbone, some, [text] * len(some), s, _nothing)))  # noqa: B023
+        alike = [text] * len(some)
+        seconds.append(_time(lambda: references._answers(backbone, some, alike, s, _nothing)))  # noqa: B023
     unit = solve(rows, seconds)
     return sum(total(work(length[id], sum(other == id for other, *_ in asked)), unit) for id in indices)
 
@@ -286,7 +292,7 @@ def foretell(runs: Sequence[tuple[str, int, int]], backbone: str = "auto", data:
              cores: int = 2, threads: int = 1, say: Callable[[str], object] = print) -> Foretold:
     """How long ``runs`` (method, capacity, seed) of a preset will take on ``cores``, ``threads`` each.
 
-    Takes about 20 seconds for each method and capacity, shared by the cores, and says so to ``say`` before.
+    Takes about `LOOK` seconds for each method and capacity, shared by the cores, and says so to ``say`` before.
     """
     import pandas as pd
 

@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -48,7 +49,8 @@ def test_what_is_counted_is_what_a_run_does(tiny, smoke, method, monkeypatch):
         done["turn"] += 1
         return write(self, state, H)
 
-    evaluation.frozen_answers(tiny, [q for *_, q in evaluation.sample_questions(smoke.test, 4)], asked.evaluate_settings)
+    sample = evaluation.sample_questions(smoke.test, asked.evaluate_settings.questions_per_bucket)
+    evaluation.frozen_answers(tiny, [q for *_, q in sample], asked.evaluate_settings)
     monkeypatch.setattr(MemoryModel, "answers_under", answers)
     monkeypatch.setattr(MemoryModel, "scores_under", scored)
     monkeypatch.setattr(type(model.adapter), "write", turn)
@@ -158,8 +160,8 @@ def test_serving_is_reckoned_from_the_measured_pieces():
             ("question answered", "slot", 1, 0.1, 200_000), ("question answered", "slot", 1000, 0.2, 2e8),
             ("bank read and checked", "slot", 1000, 0.002, 2e8),
             ("state loaded", "gated", 10, 0.004, 2_000_000), ("state saved", "gated", 10, 0.02, 2_000_000)]
-    table = cost_figures.serving(cost_figures.pd.DataFrame(rows, columns=list(cost_figures.COLUMNS)[:-1]).assign(backbone="b"),
-                                 users=1_000_000, questions_a_day=8.64)
+    pieces = pd.DataFrame(rows, columns=list(cost_figures.COLUMNS)[:-1]).assign(backbone="b")
+    table = cost_figures.serving(pieces, users=1_000_000, questions_a_day=8.64)
     slot, gated = (table[table["method"] == name].iloc[0] for name in ("slot", "gated"))
     assert slot["total_gigabytes"] == pytest.approx(200) and gated["total_gigabytes"] == pytest.approx(2000)
     assert slot["loads_per_second"] == pytest.approx(1000) and slot["read_megabytes_per_second"] == pytest.approx(200)

@@ -1,7 +1,7 @@
 """How costs grow: with what was written before, with the entries of a bank, with the users whose banks are kept.
 
-`grow` measures on one machine in seconds, not in ratios: they show how a cost grows, and what the pieces of a service are
-(`pdmem_lib.cost_figures.growth` draws them, `cost_figures.serving` reckons with them).
+`grow` measures on one machine in seconds, not in ratios: they show how a cost grows, and what the pieces of a service
+are (`pdmem_lib.cost_figures.growth` draws them, `cost_figures.serving` reckons with them).
 """
 
 import tempfile
@@ -27,7 +27,8 @@ def grow(backbone: Backbone, rounds: int, turns: Sequence[int] = TURNS, entries:
          users: Sequence[int] = USERS) -> pd.DataFrame:
     """What each step costs as it grows, medians over ``rounds``: `COLUMNS`.
 
-    "turn written": x turns before it, bytes of the state. "training step", of 16 questions: x entries, bytes of the bank.
+    "turn written": x turns before it, bytes of the state. "training step": of 16 questions, x entries, bytes of
+    the bank.
     "question answered": x users' banks kept on disk, 16 users at random asked at once, each bank read from its file
     (1: one user's for all), bytes of all those files; "bank read and checked" is its part of that. "state saved" and
     "state loaded": x the capacity, bytes of the file.
@@ -85,7 +86,8 @@ def trained(backbone: Backbone, hidden: Sequence[torch.Tensor], questions: Seque
             optimizer.step()  # noqa: B023
             optimizer.zero_grad()  # noqa: B023
 
-        yield dict(what="training step", method=model.method, x=n, seconds=median(step, rounds), bytes=size(model.state))
+        yield dict(what="training step", method=model.method, x=n, bytes=size(model.state),
+                   seconds=median(step, rounds))
 
 
 def answered(backbone: Backbone, hidden: Sequence[torch.Tensor], questions: Sequence[pdmem.Question],
@@ -103,7 +105,8 @@ def answered(backbone: Backbone, hidden: Sequence[torch.Tensor], questions: Sequ
             asking: list[Path] = []
 
             def choose() -> None:
-                asking[:] = [files[i] for i in (random.choice(n, BATCH, replace=n < BATCH) if n > 1 else [0])]  # noqa: B023
+                drawn = random.choice(n, BATCH, replace=n < BATCH) if n > 1 else [0]  # noqa: B023
+                asking[:] = [files[i] for i in drawn]  # noqa: B023
 
             def read() -> list[pdmem.methods.State]:
                 return [model.load_state(file) for file in asking]  # noqa: B023
@@ -129,4 +132,5 @@ def kept(backbone: Backbone, hidden: Sequence[torch.Tensor], rounds: int) -> Ite
                 seconds = {"saved": median(lambda: model.save_state(file), max(9, rounds)),  # noqa: B023
                            "loaded": median(lambda: model.load_state(file), max(9, rounds))}  # noqa: B023
                 for what, value in seconds.items():
-                    yield dict(what=f"state {what}", method=method, x=capacity, seconds=value, bytes=file.stat().st_size)
+                    yield dict(what=f"state {what}", method=method, x=capacity, seconds=value,
+                               bytes=file.stat().st_size)
