@@ -15,9 +15,9 @@ import torch
 
 import pdmem_lib as pdmem
 from pdmem_lib.backbone import Backbone
+from pdmem_lib.cost_figures import COLUMNS
 from pdmem_lib.memory import greedy_lines, prompt_text
 
-COLUMNS = ["what", "method", "x", "seconds", "bytes", "backbone"]
 WRITERS = ("kv_extension", "hebbian", "slot")  # one a write rule
 TURNS, ENTRIES, USERS = (10, 1_000, 100_000), (64, 640, 6_400), (1, 10, 100, 1_000)
 BATCH, TOKENS = 16, 8  # questions asked at once, tokens of an answer
@@ -25,20 +25,19 @@ BATCH, TOKENS = 16, 8  # questions asked at once, tokens of an answer
 
 def grow(backbone: Backbone, rounds: int, turns: Sequence[int] = TURNS, entries: Sequence[int] = ENTRIES,
          users: Sequence[int] = USERS) -> pd.DataFrame:
-    """What each step costs as it grows, medians over ``rounds``: `COLUMNS`.
+    """What each step costs as it grows, medians over ``rounds``: columns `COLUMNS`.
 
     "turn written": x turns before it, bytes of the state. "training step": of 16 questions, x entries, bytes of
-    the bank.
-    "question answered": x users' banks kept on disk, 16 users at random asked at once, each bank read from its file
-    (1: one user's for all), bytes of all those files; "bank read and checked" is its part of that. "state saved" and
-    "state loaded": x the capacity, bytes of the file.
+    the bank. "question answered": x users' banks kept on disk, 16 users at random asked at once, each bank read from
+    its file (1: one user's for all), bytes of all those files; "bank read and checked" is its part of that. "state
+    saved" and "state loaded": x the capacity, bytes of the file.
     """
     (talk,) = pdmem.synthetic_conversations(1, 8, seed=0)
     hidden = backbone.encode([str(turn) for turn in talk.turns[:50]], autocast="auto", progress=False)
     questions = [talk.questions[i % len(talk.questions)] for i in range(BATCH)]
     rows = [*written(backbone, hidden, turns, rounds), *trained(backbone, hidden, questions, entries, rounds),
             *answered(backbone, hidden, questions, users, rounds), *kept(backbone, hidden, rounds)]
-    return pd.DataFrame(rows).assign(backbone=backbone.name)[COLUMNS]
+    return pd.DataFrame(rows).assign(backbone=backbone.name)[list(COLUMNS)]
 
 
 def median(call: Callable[[], object], rounds: int, prepare: Callable[[], object] = lambda: None) -> float:
