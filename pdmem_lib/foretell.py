@@ -133,7 +133,7 @@ def look(model: MemoryModel, data: Data, experiment: Experiment, hidden: Sequenc
             seconds["question traced"] = _time(
                 lambda: provenance._conversation_scores(model, few, hidden[:2], False, s.autocast)) / len(few)
     (_, memories), *_ = _jobs(model, asked, {asked[0][0]: model.state} if model.state else {})
-    return seconds | _reading_seconds(model, asked, s, [memory for _, memory in memories[:2]])
+    return seconds | _reading_seconds(model, asked, s, [memory for _, memory in memories])
 
 
 def _step_seconds(model: MemoryModel, data: Data, experiment: Experiment) -> float:
@@ -158,28 +158,32 @@ def _trace(model: MemoryModel, hidden: Sequence[torch.Tensor], frozen: Sequence[
 
 
 def _reading_seconds(model: MemoryModel, asked, s: EvaluateSettings, memories: list) -> dict[str, float]:
-    """Of answering and scoring: small calls and larger ones, short and long, solved for the units they are made of."""
+    """Of answering and scoring: small calls and larger ones, short and long, solved for the units they are made of.
+
+    Answers are asked under two memories, in the 32 rows of a batch of the knowledge curve, which asks most; scores are
+    taken under all, since more rows at once take longer each.
+    """
     prompt = [len(q.question) for *_, q in asked]
     order = np.argsort(prompt, kind="stable")
     middle = order[max(0, len(order) - 16) // 2 :][:16].tolist()  # questions of median length
-    few = middle[: max(1, len(middle) // 8)]
+    few, two = middle[: max(1, len(middle) // 8)], memories[:2]
     steps = max(1, min(6, s.max_new_tokens))
     rows, seconds = [], []
-    _Asker(model, asked, replace(s, max_new_tokens=1), _nothing).answers(few, memories)  # warm up
+    _Asker(model, asked, replace(s, max_new_tokens=1), _nothing).answers(few, two)  # warm up
     for these, tokens in ((few, 1), (few, steps), (middle, 1), (middle, steps)):
         ask = _Asker(model, asked, replace(s, max_new_tokens=tokens), _nothing)
         said: list[list[str]] = []
-        seconds.append(_time(lambda: said.extend(ask.answers(these, memories))))  # noqa: B023
-        work = _answering(model, asked, ask.s, these, len(memories), lengths=1e9)  # none is known to end before
+        seconds.append(_time(lambda: said.extend(ask.answers(these, two))))  # noqa: B023
+        work = _answering(model, asked, ask.s, these, len(two), lengths=1e9)  # none is known to end before
         lengths = (1 + len(model.backbone.token_ids(answer)) for each in said for answer in each)
         work["answer: row and step"] = sum(min(tokens, length) for length in lengths)
         rows.append(work)
     found = solve(rows, seconds)
     rows, seconds = [], []
-    for these in (few, middle):
-        ask = _Asker(model, asked, s, _nothing)
-        rows.append(_scoring(model, asked, s, these, len(memories)))
-        seconds.append(_time(lambda: ask.log_probs(these, memories)))  # noqa: B023
+    ask = _Asker(model, asked, s, _nothing)
+    for these, under in ((few, two), (middle, memories)):
+        rows.append(_scoring(model, asked, s, these, len(under)))
+        seconds.append(_time(lambda: ask.log_probs(these, under)))  # noqa: B023
     return found | solve(rows, seconds)
 
 
