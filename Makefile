@@ -1,7 +1,7 @@
 # Everything by one command; `make help` lists them. Needs Python 3.11 or 3.12 and a package index, nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce recall chapters test bench lab clean
+.PHONY: help setup reproduce foretell recall chapters test bench lab clean
 
 # What to run. Empty: what the preset says.
 PRESET ?= quick
@@ -63,6 +63,9 @@ $(VENV)/.ready: pyproject.toml
 
 reproduce: $(READY) ## run the study: PRESET=smoke (3 min), quick (20 min, the default) or full (the published protocol)
 	@$(RUN) notebooks/reproduce.py --preset "$(PRESET)" --backbone "$(BACKBONE)" --data "$(DATA)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(CORES),--cores "$(CORES)")
+
+foretell: $(READY) ## how long a preset's runs will take on this machine, without making them: PRESET=full, and the same choices
+	@$(RUN) -m pdmem_lib foretell --preset "$(PRESET)" --backbone "$(or $(BACKBONE),auto)" --data "$(or $(DATA),auto)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(CORES),--cores "$(CORES)")
 
 RECALL := recall-$(or $(BACKBONE),tiny-gpt2)
 recall: $(READY) ## the task whose answer is known: tiny-gpt2 (5 min), or BACKBONE=smollm2-135m (an hour); goes on where it stopped

@@ -23,6 +23,7 @@ import psutil
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 MARK = "PDMEM_PIPELINE"  # in the environment of all that is started here: tells leftovers from other people's work
+TAKE_MINUTES = ("smoke", "quick")  # presets whose time is not foretold: that would cost as much as it tells
 NOISE = re.compile(
     r"Assuming|Building DAG|Using shell|Provided|Rules claiming|Select jobs|Execute \d|Exiting because|Complete log|"
     r"Elapsed time|WorkflowError:$|At least one job|Nothing to be done|Unlocking|Removing (output|incomplete)|\s*$"
@@ -65,6 +66,8 @@ def pipeline(asked):
     if any(Path(".snakemake/locks").glob("*")):
         refuse_if_another_snakemake()
         subprocess.run([*command, "--unlock", *config], capture_output=True, check=False)
+    if found["preset"] not in TAKE_MINUTES:
+        foretell(command, config, found | {"cores": str(cores), "threads": asked.threads})
     command += ["--keep-going", "--rerun-incomplete", "--quiet", "rules", "reason", "host", "progress"]
     code, figures, failures = follow([*command, *config])
     if code and figures and any(Path(figures["runs"]).glob("*/record.json")):
@@ -79,6 +82,17 @@ def pipeline(asked):
     return code
 
 
+def foretell(command, config, settings):
+    """Print how long the runs that Snakemake would make now will take; measures for minutes. An error stops nothing."""
+    dry = subprocess.run([*command, "--dry-run", *config], capture_output=True, text=True, check=False)
+    jobs = re.findall(r"wildcards: method=([\w.]+), capacity=(\d+), seed=(\d+)", dry.stdout + dry.stderr)
+    runs = ",".join(f"{method}-{capacity}x-seed{seed}" for method, capacity, seed in jobs)
+    if runs:
+        given = [f"--{key}={value}" for key, value in settings.items() if key != "why" and value]
+        subprocess.run([sys.executable, "-m", "pdmem_lib", "foretell", f"--runs={runs}", *given], check=False,
+                       env=os.environ | {MARK: os.getcwd()})
+
+
 def resolve(asked):
     """What "auto" stands for on this machine, once, so that one pipeline never changes its mind half-way."""
     given = [f"--{key}={vars(asked)[key]}" for key in ("backbone", "data", "preset") if vars(asked)[key]]
@@ -86,7 +100,7 @@ def resolve(asked):
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if answer.returncode:
         sys.exit(answer.returncode)  # its error is on the screen
-    return json.loads(answer.stdout.strip().splitlines()[-1])
+    return json.loads(answer.stdout.strip().splitlines()[-1]) | {"preset": asked.preset or "quick"}
 
 
 def follow(command):

@@ -3,7 +3,10 @@
 import argparse
 import json
 import logging
+import os
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from . import experiment
 from .backbone import load_backbone
@@ -14,7 +17,14 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     resolve = commands.add_parser("resolve", help="print which backbone and data 'auto' stands for here, as JSON")
     encode = commands.add_parser("encode", help="fill the caches: hidden states of turns, the frozen model's answers")
-    for command in (resolve, encode):
+    foretell = commands.add_parser("foretell", help="print how long runs will take here; measures for minutes")
+    foretell.add_argument("--methods", default="", help="comma lists; empty: the preset's own")
+    foretell.add_argument("--capacities", default="")
+    foretell.add_argument("--seeds", default="")
+    foretell.add_argument("--runs", default="", help="these alone, as in slot-1x-seed42,gated-10x-seed43")
+    foretell.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="runs side by side")
+    foretell.add_argument("--threads", type=int, default=1, help="of one run")
+    for command in (resolve, encode, foretell):
         command.add_argument("--backbone", default="auto", help="auto, gpt2, smollm2-135m, tiny-gpt2, a hub name, a folder")
         command.add_argument("--data", default="auto", help="auto, locomo, synthetic, or a LoCoMo-format JSON file")
         command.add_argument("--preset", default="quick", help=", ".join(experiment.PRESETS))
@@ -25,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "resolve":
             print(json.dumps({"backbone": backbone, "data": data, "why": why}))
             return 0
+        if given.command == "foretell":
+            return _foretell(given, backbone, data)
         loaded = experiment.load_data(data, given.preset)
         tokens = experiment.encode(load_backbone(backbone), loaded, experiment.Experiment(preset=given.preset))
         turns = sum(len(c.turns) for c in loaded.conversations)
@@ -32,6 +44,21 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _foretell(given: argparse.Namespace, backbone: str, data: str) -> int:
+    from .foretell import foretell, lines
+
+    def chosen(text: str, known: Sequence, read: Callable = int) -> list:
+        return [read(item.strip()) for item in text.split(",") if item.strip()] or list(known)
+
+    preset, say = experiment.PRESETS[given.preset], partial(print, flush=True)
+    methods = chosen(given.methods, preset.methods, lambda name: experiment.Experiment(method=name).method)
+    grid = experiment.grid(methods, chosen(given.capacities, preset.capacities), chosen(given.seeds, preset.seeds))
+    runs = chosen(given.runs, grid, experiment.run_of)
+    for line in lines(foretell(runs, backbone, data, given.preset, given.cores, given.threads, say)):
+        say(line)
     return 0
 
 

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -198,9 +199,7 @@ def sample_questions(conversations: Sequence[Conversation],
 def frozen_answers(backbone: Backbone, questions: Sequence[Question],
                    s: EvaluateSettings) -> tuple[list[str], list[float]]:
     """The bare frozen model's answers and log-probabilities (nats per token) of the gold ones; cached on disk."""
-    key = json.dumps([FORMAT, backbone.fingerprint, prompts.PROMPT, prompts.ANSWER, s.max_new_tokens,
-                      use_bf16(s.autocast, backbone.device), [[q.question, q.answer] for q in questions]])
-    file = cache_folder("frozen") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    file = frozen_file(backbone, questions, s)
     try:
         known = json.loads(file.read_text())
         if not len(known["answers"]) == len(known["logp"]) == len(questions):
@@ -218,6 +217,13 @@ def frozen_answers(backbone: Backbone, questions: Sequence[Question],
     with atomic_path(file) as partial:
         partial.write_text(json.dumps({"answers": answers, "logp": logp}))
     return answers, logp
+
+
+def frozen_file(backbone: Backbone, questions: Sequence[Question], s: EvaluateSettings) -> Path:
+    """Where `frozen_answers` keeps them."""
+    key = json.dumps([FORMAT, backbone.fingerprint, prompts.PROMPT, prompts.ANSWER, s.max_new_tokens,
+                      use_bf16(s.autocast, backbone.device), [[q.question, q.answer] for q in questions]])
+    return cache_folder("frozen") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 Job = tuple[list[int], list[tuple[str, Memory]]]  # rows, and the memories that each is asked under, by name
@@ -334,23 +340,34 @@ def _write_banks(model: MemoryModel, conversations: Sequence[Conversation], aske
     Returns (places, final): places is a list of (session, state or None where it is the final one, rows asked there),
     final the last state of each conversation. Without ``states`` nothing is written, and the final one serves for all.
     """
-    numbers = sorted({turns[0].session for c in conversations for turns in c.sessions})
-    if s.knowledge_points is not None and s.knowledge_points < len(numbers):
-        spread = np.linspace(0, len(numbers) - 1, s.knowledge_points).round().astype(int)
-        numbers = [numbers[i] for i in spread]
+    places = checkpoints(conversations, asked, s.knowledge_points)
+    wanted = {(id, held) for id, _, held, _ in places}
     final: dict[str, State] = {}
-    places: list[tuple[int, State | None, list[int]]] = []
+    kept: dict[tuple[str, int | None], State] = {}
+    for c in conversations if states else ():
+        for session, state in banks_by_session(model, c, states[c.id]):
+            if (c.id, session) in wanted:
+                kept[c.id, session] = state
+            final[c.id] = state
+    return [(number, kept.get((id, held)), rows) for id, number, held, rows in places], final
+
+
+def checkpoints(conversations: Sequence[Conversation], asked: Sequence[tuple[str, int, Question]],
+                points: int | None = None) -> list[tuple[str, int, int | None, list[int]]]:
+    """Where the knowledge curve is measured: (conversation id, session number, last session that its bank then holds,
+    rows of ``asked`` whose evidence lies behind). None for that session is the conversation's last one.
+    """
+    numbers = sorted({turns[0].session for c in conversations for turns in c.sessions})
+    if points is not None and points < len(numbers):
+        spread = np.linspace(0, len(numbers) - 1, points).round().astype(int)
+        numbers = [numbers[i] for i in spread]
+    places = []
     for c in conversations:
         sessions = [turns[0].session for turns in c.sessions]
-        held = {number: max((session for session in sessions if session <= number), default=None) for number in numbers}
-        after = {session: None for session in sessions}
-        if states:
-            for session, state in banks_by_session(model, c, states[c.id]):
-                after[session] = state if session in held.values() and session != sessions[-1] else None
-                final[c.id] = state
         learnt = {i: max(c.evidence_sessions(q), default=None) for i, (id, _, q) in enumerate(asked) if id == c.id}
         for number in numbers:
+            held = max((session for session in sessions if session <= number), default=None)
             rows = [i for i, session in learnt.items() if session is not None and session <= number]
-            if rows and held[number] is not None:
-                places.append((number, after[held[number]], rows))
-    return places, final
+            if rows and held is not None:
+                places.append((c.id, number, held if held != sessions[-1] else None, rows))
+    return places

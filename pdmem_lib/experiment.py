@@ -8,6 +8,7 @@ finished run.
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -158,6 +159,23 @@ def split_name(name: str) -> tuple[str, str]:
     """("slot", ".format") of "slot.format", ("slot", "") of "slot"."""
     suffix = next((suffix for suffix in (FORMAT, LORA) if name.endswith(suffix)), "")
     return name.removesuffix(suffix), suffix
+
+
+def grid(methods: Sequence[str], capacities: Sequence[int], seeds: Sequence[int]) -> list[tuple[str, int, int]]:
+    """(method, capacity, seed) of the runs that these make, in the order in which they are made.
+
+    The baseline and LoRA have no memory to make larger: one run a seed, at 1x.
+    """
+    return list(dict.fromkeys((method, 1 if method == "baseline" or method.endswith(LORA) else capacity, seed)
+                              for seed in seeds for capacity in capacities for method in methods))
+
+
+def run_of(name: str) -> tuple[str, int, int]:
+    """(method, capacity, seed) of a run's folder: ("slot.format", 10, 42) of "slot.format-10x-seed42"."""
+    found = re.fullmatch(r"([\w.]+)-(\d+)x-seed(\d+)", name)
+    if found is None:
+        raise ValueError(f"{name!r} names no run: give a method, a capacity and a seed as in slot-1x-seed42")
+    return found[1], int(found[2]), int(found[3])
 
 
 @dataclass(frozen=True)

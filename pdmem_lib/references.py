@@ -261,10 +261,7 @@ def _bytes_kept(index: TurnIndex, reference: PromptReference, text: str) -> int:
 def _cached_answers(backbone: Backbone, asked, texts: Sequence[str], s: EvaluateSettings,
                     on_batch: Callable[[int], object]) -> list[tuple[str, float, int, float]]:
     """(answer, logp, tokens, seconds) of every question, from the disk or computed now."""
-    wanted = [[prompts.prompt_text(q.question, text), q.answer] for (*_, q), text in zip(asked, texts, strict=True)]
-    key = json.dumps([FORMAT, backbone.fingerprint, prompts.ANSWER, s.max_new_tokens, s.batch_size,
-                      use_bf16(s.autocast, backbone.device), str(backbone.device), wanted])
-    file = cache_folder("references") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    file = _answers_file(backbone, asked, texts, s)
     try:
         known = [(str(answer), float(logp), int(tokens), float(seconds))
                  for answer, logp, tokens, seconds in json.loads(file.read_text())["rows"]]
@@ -280,6 +277,13 @@ def _cached_answers(backbone: Backbone, asked, texts: Sequence[str], s: Evaluate
     with atomic_path(file) as partial:
         partial.write_text(json.dumps({"rows": rows}))
     return rows
+
+
+def _answers_file(backbone: Backbone, asked, texts: Sequence[str], s: EvaluateSettings) -> Path:
+    wanted = [[prompts.prompt_text(q.question, text), q.answer] for (*_, q), text in zip(asked, texts, strict=True)]
+    key = json.dumps([FORMAT, backbone.fingerprint, prompts.ANSWER, s.max_new_tokens, s.batch_size,
+                      use_bf16(s.autocast, backbone.device), str(backbone.device), wanted])
+    return cache_folder("references") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def _answers(backbone: Backbone, questions: Sequence[Question], texts: Sequence[str], s: EvaluateSettings,

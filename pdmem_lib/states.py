@@ -55,10 +55,7 @@ def turn_states(backbone: Backbone, conversation: Conversation, autocast: bool |
 
     bf16 = use_bf16(autocast, backbone.device)
     texts = [str(turn) for turn in conversation.turns]
-    digest = hashlib.sha256(f"{FORMAT} {backbone.fingerprint} {'bf16' if bf16 else 'fp32'}".encode())
-    for text in texts:
-        digest.update(f"{len(text)} {text}".encode())
-    file = cache_folder("states", backbone.fingerprint[:16]) / f"{digest.hexdigest()[:32]}.safetensors"
+    file = states_file(backbone, texts, bf16)
     try:
         return TurnStates(file)
     except FileNotFoundError:
@@ -70,6 +67,14 @@ def turn_states(backbone: Backbone, conversation: Conversation, autocast: bool |
     with atomic_path(file) as partial:
         save_file({"states": torch.cat(states).cpu().to(torch.bfloat16 if bf16 else torch.float32), "ends": ends}, partial)
     return TurnStates(file)
+
+
+def states_file(backbone: Backbone, texts: Sequence[str], bf16: bool) -> Path:
+    """Where `turn_states` keeps the states of turns of these ``texts``."""
+    digest = hashlib.sha256(f"{FORMAT} {backbone.fingerprint} {'bf16' if bf16 else 'fp32'}".encode())
+    for text in texts:
+        digest.update(f"{len(text)} {text}".encode())
+    return cache_folder("states", backbone.fingerprint[:16]) / f"{digest.hexdigest()[:32]}.safetensors"
 
 
 def encode_all(backbone: Backbone, conversations: Iterable[Conversation], progress: bool = True,

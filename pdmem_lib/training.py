@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from .locomo import Conversation
+from .locomo import Conversation, Question
 from .memory import MemoryModel
 from .methods import State
 from .settings import Settings
@@ -62,16 +62,11 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Ca
     import pandas as pd
 
     s = TrainSettings.from_mapping(settings)
-    questions = [(c, q) for c in conversations for q in c.questions]
-    if not questions:
-        raise ValueError("there is no question to train on: give conversations that have questions")
+    generator = torch.Generator().manual_seed(s.seed)
+    questions = training_questions(conversations, s, generator)
     rows: list[dict] = []
     parameters = model.parameters()
     if parameters:
-        generator = torch.Generator().manual_seed(s.seed)
-        if s.max_questions is not None:
-            kept = torch.randperm(len(questions), generator=generator)[: s.max_questions].tolist()
-            questions = [questions[i] for i in sorted(kept)]
         used = {c.id: c for c, _ in questions}
         banks = dict.fromkeys(used, model.adapter.initial_state())
         if s.memory == "own" and model.adapter.initial_state():  # else there is nothing to write
@@ -80,7 +75,7 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Ca
         lengths = [len(model.backbone.token_ids(f"{q.question} {q.answer}")) for _, q in questions]
         ids = [c.id for c, _ in questions]
 
-        total = s.epochs * len(_epoch_batches(ids, lengths, s.batch_size, generator=None))
+        total = num_steps(ids, s)
         optimizer = torch.optim.AdamW(parameters, lr=s.lr, weight_decay=s.weight_decay, fused=True)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, s.warmup_steps, total))
         start = time.perf_counter()
@@ -105,6 +100,23 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Ca
                     bar.set_postfix(loss=f"{rows[-1]['loss']:.2f}", refresh=False)
                     bar.update()
     return pd.DataFrame(rows, columns=["step", "epoch", "loss", "lr", "grad_norm", "seconds"])
+
+
+def training_questions(conversations: Sequence[Conversation], s: TrainSettings,
+                       generator: torch.Generator) -> list[tuple[Conversation, Question]]:
+    """The questions that are trained on, all or a sample by ``generator``, each with its conversation."""
+    questions = [(c, q) for c in conversations for q in c.questions]
+    if not questions:
+        raise ValueError("there is no question to train on: give conversations that have questions")
+    if s.max_questions is not None:
+        kept = torch.randperm(len(questions), generator=generator)[: s.max_questions].tolist()
+        questions = [questions[i] for i in sorted(kept)]
+    return questions
+
+
+def num_steps(ids: list[str], s: TrainSettings) -> int:
+    """Steps of a training on questions of the conversations ``ids``, one a question."""
+    return s.epochs * len(_epoch_batches(ids, [0] * len(ids), s.batch_size, generator=None))
 
 
 def train_pairs(model: MemoryModel, draw: Callable[[int], tuple[Sequence[State], Sequence[str], Sequence[str]]],

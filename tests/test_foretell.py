@@ -1,0 +1,170 @@
+"""A run's time is its work, counted as the library does it, times what a unit takes; and how costs grow is drawn."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import pdmem_lib as pdmem
+from pdmem_lib import cost_figures, evaluation, experiment, foretell, states
+from pdmem_lib.experiment import Experiment
+from pdmem_lib.memory import MemoryModel
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+import grow  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    return experiment.load_data("synthetic", "smoke")
+
+
+def built(tiny, method, capacity=1):
+    asked = Experiment(method=method, capacity=capacity, preset="smoke", backbone="tiny-gpt2", data="synthetic")
+    return asked, asked.build(tiny)
+
+
+@pytest.mark.parametrize("method", ["slot", "hebbian", "slot.format", "slot.lora"])
+def test_what_is_counted_is_what_a_run_does(tiny, smoke, method, monkeypatch):
+    asked, model = built(tiny, method)
+    done, write = Counter(), type(model.adapter).write
+    reads, scores, steps = type(model).answers_under, type(model).scores_under, []
+
+    def answers(self, memories, questions, *rest, **more):
+        done["rows asked"] += len(memories) * len(questions) * (memories[0] != "off")
+        return reads(self, memories, questions, *rest, **more)
+
+    def scored(self, memories, questions, answers, contexts=None):
+        if not torch.is_grad_enabled() and memories[0] != "off":
+            rows = [len(tiny.token_ids(foretell.prompts.prompt_text(q))) + len(foretell.prompts.target_ids(tiny, a))
+                    for q, a in zip(questions, answers, strict=True)]
+            done["score: token"] += len(memories) * len(rows) * max(rows)
+            done["score: memory"] += len(memories)
+        return scores(self, memories, questions, answers, contexts)
+
+    def turn(self, state, H):
+        done["turn"] += 1
+        return write(self, state, H)
+
+    sample = evaluation.sample_questions(smoke.test, asked.evaluate_settings.questions_per_bucket)
+    evaluation.frozen_answers(tiny, [q for *_, q in sample], asked.evaluate_settings)
+    monkeypatch.setattr(MemoryModel, "answers_under", answers)
+    monkeypatch.setattr(MemoryModel, "scores_under", scored)
+    monkeypatch.setattr(type(model.adapter), "write", turn)
+    pdmem.train(model, smoke.train, on_step=steps.append, **vars(asked.train_settings) | {"progress": False})
+    pdmem.evaluate(model, smoke.test, **vars(asked.evaluate_settings) | {"progress": False})
+
+    work = foretell.count(model, smoke, asked, lengths=1e9)  # every answer up to the limit
+    assert work["step"] == len(steps) > 0
+    assert work["turn"] + work["turn traced"] == done["turn"]
+    assert (work["turn"] > 0) == (method in ("slot", "hebbian"))
+    assert work["answer: row and step"] == done["rows asked"] * asked.evaluate_settings.max_new_tokens
+    assert (work["score: token"], work["score: memory"]) == (done["score: token"], done["score: memory"])
+
+
+def test_the_baseline_does_nothing_but_begin(tiny, smoke):
+    asked, model = built(tiny, "baseline")
+    assert foretell.count(model, smoke, asked) == Counter(start=1)
+    assert foretell.look(model, smoke, asked, []) == {}
+
+
+@pytest.mark.parametrize("method", ["prefix", "hebbian", "gated", "slot.lora"])
+def test_every_unit_that_is_counted_is_timed(tiny, smoke, method):
+    asked, model = built(tiny, method)
+    unit = foretell.look(model, smoke, asked, tiny.encode([str(turn) for turn in smoke.test[0].turns[:3]]))
+    assert set(foretell.count(model, smoke, asked)) - {"start"} <= set(unit)
+    assert all(seconds >= 0 for seconds in unit.values()) and unit["step"] > 0
+    assert sum(seconds for name, seconds in unit.items() if name.startswith("answer")) > 0
+
+
+def test_units_are_found_again_from_what_calls_of_them_took():
+    unit = {"token": 0.002, "step": 0.05, "row": 0.001}
+    rows = [Counter(token=t, step=s, row=r) for t, s, r in ((100, 1, 4), (100, 6, 24), (900, 1, 32), (900, 6, 192))]
+    found = foretell.solve(rows, [foretell.total(row, unit) for row in rows])
+    assert found == pytest.approx(unit, rel=1e-6)
+
+
+def test_runs_go_in_order_to_the_worker_that_is_free_first():
+    assert foretell.lay_out([3, 1, 1, 4], 1) == 9
+    assert foretell.lay_out([3, 1, 1, 4], 2) == 6  # 3 | 1 1 4
+    assert foretell.lay_out([2], 8) == 2
+
+
+def test_what_lies_in_the_cache_costs_nothing(tiny, smoke):
+    asked, _ = built(tiny, "slot")
+    experiment.encode(tiny, smoke, asked)
+    assert foretell.shared_seconds(tiny, smoke, asked) == (0.0, 0.0)
+    file = states.states_file(tiny, [str(turn) for turn in smoke.test[0].turns], states.use_bf16("auto", tiny.device))
+    file.unlink()
+    before, first = foretell.shared_seconds(tiny, smoke, asked)
+    assert before > 0 and first == 0.0
+    states.turn_states(tiny, smoke.test[0])
+    assert foretell.shared_seconds(tiny, smoke, Experiment(method="baseline", preset="smoke"))[1] > 0  # its references
+
+
+@pytest.mark.slow
+def test_a_foretelling_has_a_line_a_method_and_a_range(tmp_path, monkeypatch):
+    said = []
+    runs = experiment.grid(["slot", "slot.format"], [1], [42, 43])
+    told = foretell.foretell(runs, "tiny-gpt2", "synthetic", "smoke", cores=2, say=said.append)
+    assert "4 runs" in said[0] and "about" in said[0]
+    assert [tuple(row) for row in told.runs[["method", "capacity", "seed"]].itertuples(index=False)] == runs
+    assert (told.runs["low"] < told.runs["seconds"]).all() and (told.runs["seconds"] < told.runs["high"]).all()
+    assert told.wall["low"] < told.wall["seconds"] < told.wall["high"] < told.runs["high"].sum() + told.before
+    text = foretell.lines(told, now=0.0)
+    assert "slot" in text[0] and "2 runs of" in text[0] and "in all" in text[-1]
+
+
+def test_a_name_that_is_no_run_and_a_count_that_is_none_are_refused():
+    assert experiment.run_of("slot.format-10x-seed42") == ("slot.format", 10, 42)
+    with pytest.raises(ValueError, match="names no run"):
+        experiment.run_of("slot")
+    with pytest.raises(ValueError, match="at least one run"):
+        foretell.foretell([], "tiny-gpt2", "synthetic", "smoke")
+
+
+# ---- how costs grow --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grown(tiny):
+    return grow.grow(tiny, rounds=1, turns=(2, 5), entries=(4, 40), users=(1, 20))
+
+
+def test_growth_is_measured_whole(grown):
+    assert grown.columns.tolist() == list(cost_figures.COLUMNS) and (grown["seconds"] > 0).all()
+    assert set(cost_figures.PANELS) | {"state saved", "state loaded", "bank read and checked"} == set(grown["what"])
+    users = grown[grown["what"] == "question answered"].set_index("x")["bytes"]
+    assert users[20] == 20 * users[1]
+    written = grown[(grown["what"] == "turn written") & (grown["method"] == "slot")]
+    assert written["x"].tolist() == [2, 5] and written["bytes"].nunique() == 1  # a bank does not grow
+
+
+def test_growth_is_drawn_in_four_labelled_logarithmic_panels(grown):
+    figure = cost_figures.growth(grown, "What a memory <costs>")
+    assert "What a memory &lt;costs&gt;" in figure.layout.title.text and "backbone tiny" in figure.layout.title.text
+    for i in ("", "2", "3", "4"):
+        x, y = figure.layout[f"xaxis{i}"], figure.layout[f"yaxis{i}"]
+        assert x.type == y.type == "log" and x.title.text and "second" in y.title.text
+    steps = next(trace for trace in figure.data if trace.yaxis == "y2")
+    assert list(steps.y) == grown.loc[grown["what"] == "training step", "seconds"].tolist()
+    with pytest.raises(ValueError, match="bytes"):
+        cost_figures.growth(grown.drop(columns="bytes"), "")
+
+
+def test_serving_is_reckoned_from_the_measured_pieces():
+    rows = [("state loaded", "slot", 1, 0.001, 200_000), ("state saved", "slot", 1, 0.01, 200_000),
+            ("question answered", "slot", 1, 0.1, 200_000), ("question answered", "slot", 1000, 0.2, 2e8),
+            ("bank read and checked", "slot", 1000, 0.002, 2e8),
+            ("state loaded", "gated", 10, 0.004, 2_000_000), ("state saved", "gated", 10, 0.02, 2_000_000)]
+    pieces = pd.DataFrame(rows, columns=list(cost_figures.COLUMNS)[:-1]).assign(backbone="b")
+    table = cost_figures.serving(pieces, users=1_000_000, questions_a_day=8.64)
+    slot, gated = (table[table["method"] == name].iloc[0] for name in ("slot", "gated"))
+    assert slot["total_gigabytes"] == pytest.approx(200) and gated["total_gigabytes"] == pytest.approx(2000)
+    assert slot["loads_per_second"] == pytest.approx(1000) and slot["read_megabytes_per_second"] == pytest.approx(200)
+    assert slot["questions_per_second"] == pytest.approx(5) and slot["load_share"] == pytest.approx(0.01)
+    assert slot["disk_reads_per_second"] == pytest.approx(100) and slot["busy_cores"] == pytest.approx(20)
+    assert gated[["questions_per_second", "busy_cores"]].isna().all()
