@@ -317,11 +317,11 @@ class MemoryModel:
         ``card`` is its Markdown, as `cards.run_card` makes it of a finished run; None: one that says that nothing was
         measured. Options as in `persistence.push_folder`: private, token, commit_message, timeout.
         """
-        from .cards import model_card
+        from .cards import model_card, unmeasured
 
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            Path(folder, "README.md").write_text(card or model_card(self), encoding="utf-8")
+            Path(folder, "README.md").write_text(card or model_card(unmeasured(self)), encoding="utf-8")
             return persistence.push_folder(folder, repo_id, **options)
 
     def save_state(self, file: str | Path, turns: int | None = None, log: Iterable[persistence.LogEntry] = (),
@@ -331,7 +331,7 @@ class MemoryModel:
         ``turns`` and ``log`` say what was written, where somebody kept count (`session.Session` does); texts of the log
         are left out unless ``keep_text``.
         """
-        persistence.save_state(self, self._state, file, turns, log, keep_text)
+        persistence.save_state(self._state, persistence.identity(self), file, turns, log, keep_text)
 
     def load_state(self, file: str | Path) -> State:
         """Read a state written by `save_state` of the same method, capacity, seed and backbone; adapters that were

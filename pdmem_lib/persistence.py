@@ -196,19 +196,19 @@ class SavedState:
     session: dict[str, Any] = field(default_factory=dict)
 
 
-def save_state(model: "MemoryModel", state: State, file: str | Path, turns: int | None = None,
-               log: Iterable[LogEntry] = (), keep_text: bool = False, session: Mapping[str, Any] | None = None,
-               adapter: str | None = None) -> None:
-    """Write ``state``, bit for bit, with what it belongs to.
+def identity(model: "MemoryModel") -> dict[str, str]:
+    """What a state of ``model`` belongs to, as its metadata says it."""
+    return {"backbone": model.backbone.name, "backbone_fingerprint": model.backbone.fingerprint,
+            "settings": json.dumps(asdict(model.settings)), "write_fingerprint": write_fingerprint(model),
+            "adapter_fingerprint": adapter_fingerprint(model)}
 
-    ``adapter``: its `adapter_fingerprint`, where it is known already.
-    """
+
+def save_state(state: State, belongs_to: Mapping[str, str], file: str | Path, turns: int | None = None,
+               log: Iterable[LogEntry] = (), keep_text: bool = False, session: Mapping[str, Any] | None = None) -> None:
+    """Write ``state``, bit for bit; ``belongs_to`` is the `identity` of its model."""
     from safetensors.torch import save_file
 
-    metadata = {"schema": str(SCHEMA), "backbone": model.backbone.name,
-                "backbone_fingerprint": model.backbone.fingerprint, "settings": json.dumps(asdict(model.settings)),
-                "write_fingerprint": write_fingerprint(model),
-                "adapter_fingerprint": adapter or adapter_fingerprint(model), "state_sha256": fingerprint(state),
+    metadata = {"schema": str(SCHEMA), **belongs_to, "state_sha256": fingerprint(state),
                 "turns": "" if turns is None else str(turns), "written": utc_now(),
                 "log": json.dumps([entry.as_json(keep_text) for entry in log]), "session": json.dumps(session or {})}
     with atomic_path(file) as partial:

@@ -1,0 +1,255 @@
+"""The folder of a session (`session.Session`): a state, its log, and nothing that a kill can tear apart [D].
+
+    state.safetensors          the memory, and in its metadata how much of which log belongs to it
+    log-<n>.jsonl              a `LogEntry` a line, only ever appended to; forgetting writes another one
+    snapshots/<name>.safetensors, merged-<hash>.safetensors    states to go back to, and states that were merged in
+    adapter-<hash>/            the adapter, so that the folder is complete
+    lock                       held by the one process that may write
+
+Each change is one renaming of ``state.safetensors``, which names the log, the number of its lines and a hash chained over
+them. What stands behind these lines was being written when the process died and is cut off. So a write costs a line
+and a state, however long the log has grown.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from . import persistence
+from .files import StorageError, atomic_path
+from .methods import State
+from .persistence import LogEntry, SavedState
+
+if TYPE_CHECKING:
+    from .memory import MemoryModel
+
+STATE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A moment of a session."""
+
+    state: State
+    entries: int = 0  # of the log so far
+    turns: int = 0  # that the session wrote and has not forgotten
+    age: int = 0  # how many writes the start has faded by
+
+
+class Journal:
+    """A session's folder, open for writing unless ``read_only``. The session decides what happens, this writes it down."""
+
+    def __init__(self, folder: str | Path, model: "MemoryModel", read_only: bool = False):
+        self.folder, self.read_only = Path(folder), read_only
+        self.model, self._belongs_to = model, persistence.identity(model)
+        self._log, self._bytes, self._chain = "log-0.jsonl", 0, ""
+        self._lock = None if read_only else _lock(self.folder)
+
+    def close(self) -> None:
+        if self._lock:
+            self._lock.close()  # which unlocks it
+        self._lock, self.read_only = None, True
+
+    # ---- reading ----
+    def load(self) -> tuple[Point, list[LogEntry], dict[str, Point], dict[str, State]]:
+        """(where the session stands, its log, snapshots by name, merged states by hash); a new folder is set up."""
+        if not (self.folder / STATE).is_file():
+            if self.read_only:
+                raise FileNotFoundError(f"{self.folder} holds no session: write to one there first")
+            now = Point(self.model.adapter.initial_state())
+            self._save_adapter()
+            self._commit(now)
+            return now, [], {}, {}
+        for attempt in range(3):
+            try:
+                saved = persistence.read_state(self.folder / STATE)
+                persistence.require_same_memory(self.model, saved, self.folder)
+                now, entries, chains = self._read(saved)
+                if not self.read_only:
+                    self._tidy(entries, saved.adapter_fingerprint)
+                merged = {e.state: self._state_of(f"merged-{e.state}.safetensors") for e in entries if e.state}
+                found = now, entries, self._snapshots(chains), merged
+                break
+            except (FileNotFoundError, ValueError):
+                if not self.read_only or attempt == 2:  # a reader may come between a writer's new state and its new log
+                    raise
+        if not self.read_only and saved.adapter_fingerprint != self._belongs_to["adapter_fingerprint"]:
+            self._save_adapter()
+            self._commit(now)
+            self._tidy(entries, self._belongs_to["adapter_fingerprint"])
+        return found
+
+    def _read(self, saved: SavedState) -> tuple[Point, list[LogEntry], list[str]]:
+        """The point, its log, and the chain after each line; ValueError for a log that is not the state's."""
+        now, log, chain = _point(saved)
+        if not (self.folder / log).is_file() and now.entries:
+            raise FileNotFoundError(f"{self.folder} holds no {log}, the log of its state: put it back from a copy")
+        entries: list[LogEntry] = []
+        chains, size = [""], 0
+        for line in self._lines(log, now.entries):
+            size += len(line)
+            chains.append(_chained(chains[-1], line))
+            try:
+                entries.append(LogEntry.from_json(json.loads(line)))
+            except (ValueError, TypeError):
+                break
+        if len(entries) < now.entries or chains[-1] != chain:
+            raise ValueError(f"{self.folder / log} is damaged: put it back from a copy, or go on without it by "
+                             f"load_state({str(self.folder / STATE)!r})")
+        self._log, self._bytes, self._chain = log, size, chain
+        return now, entries, chains
+
+    def _lines(self, log: str, entries: int) -> Iterable[bytes]:
+        if entries:
+            with open(self.folder / log, "rb") as file:
+                yield from (line for _, line in zip(range(entries), file, strict=False))
+
+    def _snapshots(self, chains: Sequence[str]) -> dict[str, Point]:
+        """Those of this log's course; one that a dying process left behind is removed."""
+        found: dict[str, Point] = {}
+        for file in sorted((self.folder / "snapshots").glob("*.safetensors")):
+            saved = persistence.read_state(file)
+            point, _, chain = _point(saved)
+            if point.entries < len(chains) and chains[point.entries] == chain:
+                found[file.stem] = point
+            elif not self.read_only:
+                file.unlink()
+        return found
+
+    def _state_of(self, name: str) -> State:
+        return persistence.read_state(self.folder / name).state
+
+    # ---- writing ----
+    def append(self, now: Point, new: Sequence[LogEntry]) -> None:
+        """``new`` entries, after which the session stands at ``now``."""
+        lines, chain = _lines_of(new, self._chain)
+        try:
+            with open(self.folder / self._log, "ab") as file:
+                file.truncate(self._bytes)
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StorageError(self.folder / self._log, error) from error
+        self._commit(now, chain)
+        self._bytes += len(lines)
+
+    def rewind(self, now: Point, entries: Sequence[LogEntry]) -> None:
+        """Back to a point that the log has passed, when it had these entries; what came after is cut off."""
+        chain, size = "", 0
+        for line in self._lines(self._log, now.entries):
+            chain, size = _chained(chain, line), size + len(line)
+        self._commit(now, chain)
+        self._bytes = size
+        with open(self.folder / self._log, "ab") as file:
+            file.truncate(size)
+        self._tidy(entries, self._belongs_to["adapter_fingerprint"])
+
+    def replace(self, now: Point, entries: Sequence[LogEntry]) -> None:
+        """Another log in place of this one, of which nothing is left."""
+        lines, chain = _lines_of(entries, "")
+        log, old = f"log-{int(self._log[4:-6]) + 1}.jsonl", self._log
+        with atomic_path(self.folder / log) as partial:
+            partial.write_bytes(lines)
+        self._log = log
+        try:
+            self._commit(now, chain)
+        except BaseException:
+            self._log = old
+            raise
+        self._bytes = len(lines)
+        (self.folder / old).unlink(missing_ok=True)
+
+    def save_snapshot(self, name: str, now: Point) -> None:
+        self._save(self.folder / "snapshots" / f"{name}.safetensors", now, self._chain)
+
+    def drop_snapshot(self, name: str) -> None:
+        (self.folder / "snapshots" / f"{name}.safetensors").unlink(missing_ok=True)
+
+    def save_merged(self, sha256: str, state: State) -> None:
+        persistence.save_state(state, self._belongs_to, self.folder / f"merged-{sha256}.safetensors")
+
+    def _commit(self, now: Point, chain: str | None = None) -> None:
+        chain = self._chain if chain is None else chain
+        self._save(self.folder / STATE, now, chain)
+        self._chain = chain
+
+    def _save(self, file: Path, now: Point, chain: str) -> None:
+        persistence.save_state(now.state, self._belongs_to, file, turns=now.turns, session={
+            "log": self._log, "entries": now.entries, "chain": chain, "age": now.age})
+
+    def _save_adapter(self) -> None:
+        folder = self.folder / _adapter_name(self._belongs_to["adapter_fingerprint"])
+        if not folder.is_dir():
+            with atomic_path(folder) as partial:
+                self.model.save_pretrained(partial)
+
+    def _tidy(self, entries: Sequence[LogEntry], adapter_fingerprint: str | None) -> None:
+        """Remove what belongs to no log of these entries: what a dying process left behind, or a rollback cut off."""
+        needed = {self._log, _adapter_name(adapter_fingerprint), *(f"merged-{e.state}.safetensors" for e in entries)}
+        for pattern in (".*.partial", "snapshots/.*.partial", "adapter-*", "log-*.jsonl", "merged-*.safetensors"):
+            for path in self.folder.glob(pattern):
+                if path.name not in needed:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def adapter_of(folder: str | Path) -> Path:
+    """Where a session's folder keeps its adapter."""
+    if not (Path(folder) / STATE).is_file():
+        raise FileNotFoundError(f"{folder} holds no session: make one with Session(model, folder)")
+    return Path(folder) / _adapter_name(persistence.read_state(Path(folder) / STATE).adapter_fingerprint)
+
+
+def _adapter_name(fingerprint: str | None) -> str:
+    return f"adapter-{str(fingerprint)[:12]}"
+
+
+def _point(saved: SavedState) -> tuple[Point, str, str]:
+    """(the moment, the log's name, its chained hash) of a session's state file."""
+    try:
+        told = saved.session
+        log, entries = str(told["log"]), int(told["entries"])
+        if not (log.startswith("log-") and log.endswith(".jsonl") and log[4:-6].isdigit()):
+            raise ValueError(f"{log!r} is no log")
+        return Point(saved.state, entries, int(saved.turns or 0), int(told["age"])), log, str(told["chain"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"this state file is none of a session ({error}): read it with load_state") from error
+
+
+def _lines_of(entries: Iterable[LogEntry], chain: str) -> tuple[bytes, str]:
+    lines = [json.dumps(entry.as_json()).encode() + b"\n" for entry in entries]
+    for line in lines:
+        chain = _chained(chain, line)
+    return b"".join(lines), chain
+
+
+def _chained(chain: str, line: bytes) -> str:
+    return hashlib.sha256(chain.encode() + line).hexdigest()
+
+
+def _lock(folder: Path) -> BinaryIO:
+    """The folder's lock, held until it is closed or the process ends, however it ends."""
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "lock", "a+b")
+    except OSError as error:
+        raise StorageError(folder / "lock", error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read(20).decode(errors="replace").strip()
+        file.close()
+        raise RuntimeError(f"the session in {folder} is open already (process {holder or 'unknown'}): close it there, or "
+                           "open it with read_only=True") from None
+    file.truncate(0)
+    file.write(str(os.getpid()).encode())
+    file.flush()
+    return file
