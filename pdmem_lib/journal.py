@@ -41,13 +41,27 @@ class Point:
     age: int = 0  # how many writes the start has faded by
 
 
+@dataclass(frozen=True)
+class End:
+    """Where the log's valid part ends, as the state file names it (all but the bytes)."""
+
+    log: str = "log-0.jsonl"
+    entries: int = 0
+    bytes: int = 0
+    chain: str = ""  # sha256 (hex) of the chain before and the last line
+
+    def after(self, line: bytes) -> "End":
+        chain = hashlib.sha256(self.chain.encode() + line).hexdigest()
+        return End(self.log, self.entries + 1, self.bytes + len(line), chain)
+
+
 class Journal:
     """A session's folder, open for writing unless ``read_only``. The session decides what happens, this writes it down."""
 
     def __init__(self, folder: str | Path, model: "MemoryModel", read_only: bool = False):
         self.folder, self.read_only = Path(folder), read_only
         self.model, self._belongs_to = model, persistence.identity(model)
-        self._log, self._bytes, self._chain = "log-0.jsonl", 0, ""
+        self._end = End()
         self._lock = None if read_only else _lock(self.folder)
 
     def close(self) -> None:
@@ -63,7 +77,7 @@ class Journal:
                 raise FileNotFoundError(f"{self.folder} holds no session: write to one there first")
             now = Point(self.model.adapter.initial_state())
             self._save_adapter()
-            self._commit(now)
+            self._commit(now, self._end)
             return now, [], {}, {}
         for attempt in range(3):
             try:
@@ -80,7 +94,7 @@ class Journal:
                     raise
         if not self.read_only and saved.adapter_fingerprint != self._belongs_to["adapter_fingerprint"]:
             self._save_adapter()
-            self._commit(now)
+            self._commit(now, self._end)
             self._tidy(entries, self._belongs_to["adapter_fingerprint"])
         return found
 
@@ -90,24 +104,30 @@ class Journal:
         if not (self.folder / log).is_file() and now.entries:
             raise FileNotFoundError(f"{self.folder} holds no {log}, the log of its state: put it back from a copy")
         entries: list[LogEntry] = []
-        chains, size = [""], 0
+        end, chains = End(log), [""]
         for line in self._lines(log, now.entries):
-            size += len(line)
-            chains.append(_chained(chains[-1], line))
+            end = end.after(line)
+            chains.append(end.chain)
             try:
                 entries.append(LogEntry.from_json(json.loads(line)))
             except (ValueError, TypeError):
                 break
-        if len(entries) < now.entries or chains[-1] != chain:
+        if len(entries) < now.entries or end.chain != chain:
             raise ValueError(f"{self.folder / log} is damaged: put it back from a copy, or go on without it by "
                              f"load_state({str(self.folder / STATE)!r})")
-        self._log, self._bytes, self._chain = log, size, chain
+        self._end = end
         return now, entries, chains
 
     def _lines(self, log: str, entries: int) -> Iterable[bytes]:
         if entries:
             with open(self.folder / log, "rb") as file:
                 yield from (line for _, line in zip(range(entries), file, strict=False))
+
+    def _end_after(self, entries: int) -> End:
+        end = End(self._end.log)
+        for line in self._lines(end.log, entries):
+            end = end.after(line)
+        return end
 
     def _snapshots(self, chains: Sequence[str]) -> dict[str, Point]:
         """Those of this log's course; one that a dying process left behind is removed."""
@@ -127,46 +147,38 @@ class Journal:
     # ---- writing ----
     def append(self, now: Point, new: Sequence[LogEntry]) -> None:
         """``new`` entries, after which the session stands at ``now``."""
-        lines, chain = _lines_of(new, self._chain)
+        start = self._end
+        if start.entries != now.entries - len(new):  # the session was interrupted before it took note of the last ones
+            start = self._end_after(now.entries - len(new))
+        lines, end = _lines_of(new, start)
         try:
-            with open(self.folder / self._log, "ab") as file:
-                file.truncate(self._bytes)
+            with open(self.folder / start.log, "ab") as file:
+                file.truncate(start.bytes)
                 file.write(lines)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise StorageError(self.folder / self._log, error) from error
-        self._commit(now, chain)
-        self._bytes += len(lines)
+            raise StorageError(self.folder / start.log, error) from error
+        self._commit(now, end)
 
     def rewind(self, now: Point, entries: Sequence[LogEntry]) -> None:
         """Back to a point that the log has passed, when it had these entries; what came after is cut off."""
-        chain, size = "", 0
-        for line in self._lines(self._log, now.entries):
-            chain, size = _chained(chain, line), size + len(line)
-        self._commit(now, chain)
-        self._bytes = size
-        with open(self.folder / self._log, "ab") as file:
-            file.truncate(size)
+        self._commit(now, self._end_after(now.entries))
+        if (log := self.folder / self._end.log).is_file():
+            os.truncate(log, self._end.bytes)
         self._tidy(entries, self._belongs_to["adapter_fingerprint"])
 
     def replace(self, now: Point, entries: Sequence[LogEntry]) -> None:
         """Another log in place of this one, of which nothing is left."""
-        lines, chain = _lines_of(entries, "")
-        log, old = f"log-{int(self._log[4:-6]) + 1}.jsonl", self._log
-        with atomic_path(self.folder / log) as partial:
+        old = self.folder / self._end.log
+        lines, end = _lines_of(entries, End(f"log-{int(old.stem[4:]) + 1}.jsonl"))
+        with atomic_path(self.folder / end.log) as partial:
             partial.write_bytes(lines)
-        self._log = log
-        try:
-            self._commit(now, chain)
-        except BaseException:
-            self._log = old
-            raise
-        self._bytes = len(lines)
-        (self.folder / old).unlink(missing_ok=True)
+        self._commit(now, end)
+        old.unlink(missing_ok=True)
 
     def save_snapshot(self, name: str, now: Point) -> None:
-        self._save(self.folder / "snapshots" / f"{name}.safetensors", now, self._chain)
+        self._save(self.folder / "snapshots" / f"{name}.safetensors", now, self._end)
 
     def drop_snapshot(self, name: str) -> None:
         (self.folder / "snapshots" / f"{name}.safetensors").unlink(missing_ok=True)
@@ -174,14 +186,13 @@ class Journal:
     def save_merged(self, sha256: str, state: State) -> None:
         persistence.save_state(state, self._belongs_to, self.folder / f"merged-{sha256}.safetensors")
 
-    def _commit(self, now: Point, chain: str | None = None) -> None:
-        chain = self._chain if chain is None else chain
-        self._save(self.folder / STATE, now, chain)
-        self._chain = chain
+    def _commit(self, now: Point, end: End) -> None:
+        self._save(self.folder / STATE, now, end)
+        self._end = end
 
-    def _save(self, file: Path, now: Point, chain: str) -> None:
+    def _save(self, file: Path, now: Point, end: End) -> None:
         persistence.save_state(now.state, self._belongs_to, file, turns=now.turns, session={
-            "log": self._log, "entries": now.entries, "chain": chain, "age": now.age})
+            "log": end.log, "entries": end.entries, "chain": end.chain, "age": now.age})
 
     def _save_adapter(self) -> None:
         folder = self.folder / _adapter_name(self._belongs_to["adapter_fingerprint"])
@@ -191,7 +202,7 @@ class Journal:
 
     def _tidy(self, entries: Sequence[LogEntry], adapter_fingerprint: str | None) -> None:
         """Remove what belongs to no log of these entries: what a dying process left behind, or a rollback cut off."""
-        needed = {self._log, _adapter_name(adapter_fingerprint), *(f"merged-{e.state}.safetensors" for e in entries)}
+        needed = {self._end.log, _adapter_name(adapter_fingerprint), *(f"merged-{e.state}.safetensors" for e in entries)}
         for pattern in (".*.partial", "snapshots/.*.partial", "adapter-*", "log-*.jsonl", "merged-*.safetensors"):
             for path in self.folder.glob(pattern):
                 if path.name not in needed:
@@ -221,15 +232,12 @@ def _point(saved: SavedState) -> tuple[Point, str, str]:
         raise ValueError(f"this state file is none of a session ({error}): read it with load_state") from error
 
 
-def _lines_of(entries: Iterable[LogEntry], chain: str) -> tuple[bytes, str]:
+def _lines_of(entries: Iterable[LogEntry], end: End) -> tuple[bytes, End]:
+    """The entries as lines, and where the log ends with them."""
     lines = [json.dumps(entry.as_json()).encode() + b"\n" for entry in entries]
     for line in lines:
-        chain = _chained(chain, line)
-    return b"".join(lines), chain
-
-
-def _chained(chain: str, line: bytes) -> str:
-    return hashlib.sha256(chain.encode() + line).hexdigest()
+        end = end.after(line)
+    return b"".join(lines), end
 
 
 def _lock(folder: Path) -> BinaryIO:

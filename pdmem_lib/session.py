@@ -296,11 +296,11 @@ class Session:
         return self.model.adapter.write(state, H)
 
     def _append(self, now: Point, new: Sequence[LogEntry]) -> None:
-        now = replace(now, entries=len(self._log) + len(new))
+        now = replace(now, entries=self._now.entries + len(new))
         if self._journal:
             self._journal.append(now, new)
-        self._now = now
-        self._log.extend(new)
+        self._log[self._now.entries :] = new
+        self._now = now  # last: wherever an interrupt comes, this point and so much of the log belong together
 
     def _snapshot(self, name: str) -> Point:
         if name not in self._snapshots:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -144,6 +145,35 @@ def test_a_rollback_leaves_nothing_of_what_came_after(model, tmp_path, folder):
             assert same(again.state, session.state) and again.snapshots == ["two"]
             again.rollback("two")
             assert same(again.state, kept)
+
+
+def test_a_rollback_to_the_very_beginning(model, tmp_path):
+    with Session(model("slot"), tmp_path) as session:
+        session.snapshot("start")
+        session.rollback("start")
+        session.write(ONE)
+        session.rollback("start")
+    with Session(session.model, tmp_path) as again:
+        assert again.turns == 0 and same(again.state, session.model.adapter.initial_state()) and again.snapshots == ["start"]
+
+
+def test_an_interrupt_between_the_disk_and_the_session_leaves_them_in_step(model, tmp_path, monkeypatch):
+    session = Session(model("slot"), tmp_path, keep_text=True)
+    session.write(ONE[:2])
+    journal, append = session._journal, session._journal.append
+
+    def interrupted(*arguments):
+        append(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(journal, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.write(ONE[2])
+    monkeypatch.undo()
+    assert session.turns == 2 and session.write(ONE[3]) == [2]
+    session.close()
+    with Session(session.model, tmp_path) as again:
+        assert again.turns == 3 and same(again.state, alone(again.model, [ONE[0], ONE[1], ONE[3]])) and again.forget(2).exact
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a\n", "ä", "x" * 65, "~", "a\\b"])
@@ -324,24 +354,20 @@ def killed_at(number, folder, model, step):
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_kill_at_any_instant_leaves_the_session_before_or_after(step, tmp_path):
-    import shutil
-
     model = pdmem.MemoryModel(pdmem.load_backbone("tiny-gpt2", device="cpu"), "kv_extension")
     with Session(model, tmp_path / "start", keep_text=True) as session:
-        session.write(ONE[0])
-        session.snapshot("one")
-        session.write(ONE[1])
+        for number, name in enumerate(["one", "two"]):
+            session.write(ONE[number])
+            session.snapshot(name)
         before, table = session.state, session.transcript()
+    shutil.copytree(tmp_path / "start", tmp_path / "end")
+    with Session(model, tmp_path / "end", keep_text=True) as session:
         STEPS[step](session)
         after = session.state
-    shutil.rmtree(tmp_path / "start")
     seen = set()
     for number in range(1, 100):
         folder = tmp_path / f"{step}-{number}"
-        with Session(model, folder, keep_text=True) as session:
-            session.write(ONE[0])
-            session.snapshot("one")
-            session.write(ONE[1])
+        shutil.copytree(tmp_path / "start", folder)
         died = killed_at(number, folder, model, step)
         with Session(model, folder, keep_text=True) as session:
             states = {"before": same(session.state, before), "after": same(session.state, after)}
@@ -351,9 +377,9 @@ def test_a_kill_at_any_instant_leaves_the_session_before_or_after(step, tmp_path
             assert session.turns == (log["kind"] == "write").sum()
             if not states["after"]:
                 assert list(log["sha256"]) == list(table["sha256"])
+            assert ("two" in session.snapshots) == (states["before"] or step not in ("rollback", "forget"))
             assert session.forget(0).exact, "log and state agree"
             assert not list(folder.rglob("*.partial")) and len(list(folder.glob("log-*.jsonl"))) == 1
-        shutil.rmtree(folder)
         if not died:
             break
     assert not died and number > 4 and seen == {"before", "after"}
