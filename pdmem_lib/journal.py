@@ -13,7 +13,9 @@ and a state, however long the log has grown.
 
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,7 +30,9 @@ from .persistence import LogEntry, SavedState
 if TYPE_CHECKING:
     from .memory import MemoryModel
 
+log = logging.getLogger(__name__)
 STATE = "state.safetensors"
+OURS = re.compile(r"\..+\.partial|adapter-[0-9a-f]{12}|log-[0-9]+\.jsonl|merged-[0-9a-f]{64}\.safetensors")  # may go
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,7 @@ class Journal:
                 now, entries, chains = self._read(saved)
                 if not self.read_only:
                     self._tidy(entries, saved.adapter_fingerprint)
-                merged = {e.state: self._state_of(f"merged-{e.state}.safetensors") for e in entries if e.state}
-                found = now, entries, self._snapshots(chains), merged
+                found = now, entries, self._snapshots(chains), self._merged(entries)
                 break
             except (FileNotFoundError, ValueError):
                 if not self.read_only or attempt == 2:  # a reader may come between a writer's new state and its new log
@@ -100,12 +103,12 @@ class Journal:
 
     def _read(self, saved: SavedState) -> tuple[Point, list[LogEntry], list[str]]:
         """The point, its log, and the chain after each line; ValueError for a log that is not the state's."""
-        now, log, chain = _point(saved)
-        if not (self.folder / log).is_file() and now.entries:
-            raise FileNotFoundError(f"{self.folder} holds no {log}, the log of its state: put it back from a copy")
+        now, name, chain = _point(saved)
+        if not (self.folder / name).is_file() and now.entries:
+            raise FileNotFoundError(f"{self.folder} holds no {name}, the log of its state: put it back from a copy")
         entries: list[LogEntry] = []
-        end, chains = End(log), [""]
-        for line in self._lines(log, now.entries):
+        end, chains = End(name), [""]
+        for line in self._lines(name, now.entries):
             end = end.after(line)
             chains.append(end.chain)
             try:
@@ -113,14 +116,14 @@ class Journal:
             except (ValueError, TypeError):
                 break
         if len(entries) < now.entries or end.chain != chain:
-            raise ValueError(f"{self.folder / log} is damaged: put it back from a copy, or go on without it by "
+            raise ValueError(f"{self.folder / name} is damaged: put it back from a copy, or go on without it by "
                              f"load_state({str(self.folder / STATE)!r})")
         self._end = end
         return now, entries, chains
 
-    def _lines(self, log: str, entries: int) -> Iterable[bytes]:
+    def _lines(self, name: str, entries: int) -> Iterable[bytes]:
         if entries:
-            with open(self.folder / log, "rb") as file:
+            with open(self.folder / name, "rb") as file:
                 yield from (line for _, line in zip(range(entries), file, strict=False))
 
     def _end_after(self, entries: int) -> End:
@@ -133,16 +136,17 @@ class Journal:
         """Those of this log's course; one that a dying process left behind is removed."""
         found: dict[str, Point] = {}
         for file in sorted((self.folder / "snapshots").glob("*.safetensors")):
-            saved = persistence.read_state(file)
-            point, _, chain = _point(saved)
-            if point.entries < len(chains) and chains[point.entries] == chain:
-                found[file.stem] = point
-            elif not self.read_only:
-                file.unlink()
+            if saved := _readable(file):
+                point, _, chain = _point(saved)
+                if point.entries < len(chains) and chains[point.entries] == chain:
+                    found[file.stem] = point
+                elif not self.read_only:
+                    file.unlink()
         return found
 
-    def _state_of(self, name: str) -> State:
-        return persistence.read_state(self.folder / name).state
+    def _merged(self, entries: Sequence[LogEntry]) -> dict[str, State]:
+        files = {e.state: _readable(self.folder / f"merged-{e.state}.safetensors") for e in entries if e.state}
+        return {sha256: saved.state for sha256, saved in files.items() if saved}
 
     # ---- writing ----
     def append(self, now: Point, new: Sequence[LogEntry]) -> None:
@@ -164,8 +168,8 @@ class Journal:
     def rewind(self, now: Point, entries: Sequence[LogEntry]) -> None:
         """Back to a point that the log has passed, when it had these entries; what came after is cut off."""
         self._commit(now, self._end_after(now.entries))
-        if (log := self.folder / self._end.log).is_file():
-            os.truncate(log, self._end.bytes)
+        if (file := self.folder / self._end.log).is_file():
+            os.truncate(file, self._end.bytes)
         self._tidy(entries, self._belongs_to["adapter_fingerprint"])
 
     def replace(self, now: Point, entries: Sequence[LogEntry]) -> None:
@@ -203,10 +207,18 @@ class Journal:
     def _tidy(self, entries: Sequence[LogEntry], adapter_fingerprint: str | None) -> None:
         """Remove what belongs to no log of these entries: what a dying process left behind, or a rollback cut off."""
         needed = {self._end.log, _adapter_name(adapter_fingerprint), *(f"merged-{e.state}.safetensors" for e in entries)}
-        for pattern in (".*.partial", "snapshots/.*.partial", "adapter-*", "log-*.jsonl", "merged-*.safetensors"):
-            for path in self.folder.glob(pattern):
-                if path.name not in needed:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in [*self.folder.iterdir(), *self.folder.glob("snapshots/.*.partial")]:
+            if OURS.fullmatch(path.name) and path.name not in needed:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _readable(file: Path) -> SavedState | None:
+    """A state that the session can go on without."""
+    try:
+        return persistence.read_state(file)
+    except (FileNotFoundError, ValueError) as error:
+        log.warning("the session goes on without %s: %s", file.name, error)
+        return None
 
 
 def adapter_of(folder: str | Path) -> Path:
@@ -224,10 +236,10 @@ def _point(saved: SavedState) -> tuple[Point, str, str]:
     """(the moment, the log's name, its chained hash) of a session's state file."""
     try:
         told = saved.session
-        log, entries = str(told["log"]), int(told["entries"])
-        if not (log.startswith("log-") and log.endswith(".jsonl") and log[4:-6].isdigit()):
-            raise ValueError(f"{log!r} is no log")
-        return Point(saved.state, entries, int(saved.turns or 0), int(told["age"])), log, str(told["chain"])
+        name, entries = str(told["log"]), int(told["entries"])
+        if not (name.startswith("log-") and OURS.fullmatch(name)):
+            raise ValueError(f"{name!r} is no log")
+        return Point(saved.state, entries, int(saved.turns or 0), int(told["age"])), name, str(told["chain"])
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"this state file is none of a session ({error}): read it with load_state") from error
 
@@ -245,7 +257,7 @@ def _lock(folder: Path) -> BinaryIO:
     import fcntl
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what was said is the user's own
         file = open(folder / "lock", "a+b")
     except OSError as error:
         raise StorageError(folder / "lock", error) from error

@@ -25,6 +25,7 @@ Every file is whole or not there (`files.atomic_path`), and nothing is unpickled
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -172,6 +173,8 @@ class LogEntry:
         texts = (entry.kind, entry.time, entry.sha256, entry.text, entry.answer, entry.state)
         if not all(x is None or type(x) is int for x in numbers) or not all(x is None or type(x) is str for x in texts):
             raise ValueError(f"no log entry: {fields}")
+        if entry.state is not None and not re.fullmatch("[0-9a-f]{64}", entry.state):  # it becomes a file's name
+            raise ValueError(f"no sha256: {entry.state!r}")
         return entry
 
     def as_json(self, keep_text: bool = True) -> dict[str, Any]:

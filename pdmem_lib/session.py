@@ -132,7 +132,8 @@ class Session:
         if not (self._journal and self._journal.read_only):
             self._append(self._now, [
                 LogEntry("ask", utc_now(), sha256=_sha256(question), text=question if self.keep_text else None,
-                         answer=answer if self.keep_text else None) for question, answer in zip(asked, answers, strict=True)])
+                         answer=answer if self.keep_text else None)
+                for question, answer in zip(asked, answers, strict=True)])
         return answers[0] if isinstance(questions, str) else answers
 
     def peek(self, turns, questions: str | Sequence[str], max_new_tokens: int = 24) -> str | list[str]:
@@ -259,15 +260,17 @@ class Session:
     def _replayed(self, gone: set[int], known: Mapping[int, str], first: int) -> tuple[Point, Point] | None:
         """The log written again from the last snapshot before entry ``first``, or P_0: with and without these turns.
 
-        None where a text is missing.
+        None where a text is missing, or a memory that was merged in.
         """
         start = max((point for point in self._snapshots.values() if point.entries <= first),
                     key=lambda point: point.entries, default=Point(self.model.adapter.initial_state()))
         start = replace(start, state=self.model.checked(start.state))
-        if any(entry.kind == "write" and entry.turn not in known for entry in self._log[start.entries :]):
+        later = self._log[start.entries :]
+        if any(entry.turn not in known if entry.kind == "write" else entry.state and entry.state not in self._merged
+               for entry in later):
             return None
         both = [start, start]
-        for entry in self._log[start.entries :]:
+        for entry in later:
             H = self._encode(known[entry.turn]) if entry.kind == "write" else None
             for i, point in enumerate(both):
                 if H is not None and not (i and entry.turn in gone):

@@ -53,6 +53,16 @@ def test_a_model_without_a_run_says_that_nothing_was_measured(model):
     assert ModelCard(text).data.license is None and f"{m.num_trainable:,}" in text
 
 
+@pytest.mark.parametrize("tiny", ["tiny-gpt2"], indirect=True)
+def test_a_reference_point_is_not_called_a_memory(tiny, model):
+    from pdmem_lib.references import LoRAModel
+
+    text = cards.model_card(cards.unmeasured(LoRAModel(tiny, 5000, 42)))
+    assert "no memory: a reference point" in text and "LoRAModel.from_pretrained" in text
+    assert tiny.fingerprint[:12] in text and ModelCard(text).data.library_name == "peft"
+    assert "no memory and trains nothing" in cards.model_card(cards.unmeasured(model("baseline")))
+
+
 def test_names_from_data_stay_names():
     record = json.loads((STUDY / "records" / "slot-1x-seed42.json").read_text())
     record["data"] = "mine`\n# not a heading\n---\nlicense: mit.json"

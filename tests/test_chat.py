@@ -19,7 +19,8 @@ def talk(*options, said):
 
 def test_the_second_run_knows_what_the_first_wrote(tmp_path):
     folder = str(tmp_path / "memory")
-    first = talk("--memory", folder, "--backbone", "tiny-gpt2", said="I adopted a parrot.\nIts name is Kiki.\nWho is Kiki?\n")
+    said = "I adopted a parrot.\nIts name is Kiki.\nWho is Kiki?\n"
+    first = talk("--memory", folder, "--backbone", "tiny-gpt2", said=said)
     assert first.returncode == 0 and first.stdout.decode().splitlines()[:2] == ["[0]", "[1]"]
     assert "untrained" in first.stderr.decode()
     second = talk("--memory", folder, said="/transcript\n/forget 0\n/quit\nnever read\n")
@@ -45,8 +46,8 @@ def test_each_line_does_what_the_help_says(session, capsys):
     assert session.turns == 0
 
 
-@pytest.mark.parametrize("line", ["/forget 9", "/forget", "/forget -1", "/forget ²", "/rollback nowhere", "/snapshot ../up", "/snapshot",
-                                  "/delete", "/ask", "?" * 2000])
+@pytest.mark.parametrize("line", ["/forget 9", "/forget", "/forget -1", "/forget ²", "/rollback nowhere", "/snapshot ../up",
+                                  "/snapshot", "/delete", "/ask", "?" * 2000])
 def test_a_mistake_is_one_line_and_the_chat_goes_on(session, capsys, line):
     chat.chat(session, iter([line, "I am here."]))
     out, err = capsys.readouterr()
@@ -60,9 +61,9 @@ def test_what_could_steer_a_terminal_is_shown_as_an_escape(session, capsys):
     assert all(c.isprintable() for line in shown.splitlines() for c in line)
 
 
-def test_bytes_that_are_no_text_are_taken_as_such(tmp_path, monkeypatch):
-    said = subprocess.run([sys.executable, "-c", "from pdmem_lib.chat import stdin_lines; print(ascii(list(stdin_lines())))"],
-                          input=b"a\xffb\nc", capture_output=True, timeout=120)
+def test_bytes_that_are_no_text_are_taken_as_such():
+    code = "from pdmem_lib.chat import stdin_lines; print(ascii(list(stdin_lines())))"
+    said = subprocess.run([sys.executable, "-c", code], input=b"a\xffb\nc", capture_output=True, timeout=120)
     assert said.stdout.decode().strip() == r"['a\ufffdb', 'c']"
 
 

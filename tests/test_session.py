@@ -1,4 +1,4 @@
-"""A session: what it holds across processes, kills, roll-backs and forgetting. Every method of the registry where it counts."""
+"""A session across processes, kills, roll-backs, mergers and forgetting; every method of the registry where it counts."""
 
 import json
 import os
@@ -17,6 +17,12 @@ from pdmem_lib.session import Session
 ONE = ["Ann: I adopted a parrot.", "Ann: It can sing.", "Ben: My flute is old.", "Ann: The parrot is called Kiki."]
 FACTS = [("What did Ann adopt?", "a parrot"), ("What is old?", "the flute")]
 SUMS = [name for name in pdmem.METHODS if not issubclass(pdmem.REGISTRY[name], methods.SparseSlots)]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """One family is enough here, on the processor: a process that forks must not have touched a GPU."""
+    return pdmem.load_backbone("tiny-gpt2", device="cpu")
 
 
 def same(a, b):
@@ -203,7 +209,8 @@ def test_with_texts_a_turn_is_forgotten_exactly(model, tmp_path, method, reopene
     assert done.exact and same(session.state, alone(session.model, ONE[1:3])) and session.turns == 2
     assert list(done.cost.columns) == ["question", "answer", "before", "after", "change"] and len(done.cost) == 2
     session.close()
-    assert not [p for p in tmp_path.rglob("*") if p.is_file() and (b"Kiki" in p.read_bytes() or b"Who has" in p.read_bytes())]
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or not any(words in path.read_bytes() for words in (b"Kiki", b"Who has"))
     with Session.open(tmp_path, model.backbone) as later:
         assert same(later.state, session.state)
         assert list(later.transcript()["kind"]) == ["forgotten", "write", "write", "forgotten", "ask"]
@@ -240,14 +247,14 @@ def test_with_the_turn_alone_it_is_forgotten_approximately_and_says_so(model, tm
     with pytest.raises(ValueError, match="not the text that was written as turn 1"):
         session.forget(1, texts={1: "Ann: It can dance."})
     assert same(session.state, whole)
-    done = session.forget(1, texts={1: ONE[1]})
+    done = session.forget(0, texts={0: ONE[0]})
     assert not done.exact and "estimated" in done.how
-    ((name, never_told),) = alone(model, [ONE[0], *ONE[2:]]).items()
-    assert (session.state[name] - never_told).norm() < 0.5 * (whole[name] - never_told).norm()
+    ((name, never_told),) = alone(model, ONE[1:]).items()
+    assert (session.state[name] - never_told).norm() < 0.1 * (whole[name] - never_told).norm()
     session.close()
     with Session(model, tmp_path) as again:
         assert same(again.state, session.state) and again.turns == 3
-        assert not again.forget([0, 2, 3], texts=dict(enumerate(ONE))).exact, "what was taken away is not written again"
+        assert not again.forget([1, 3], texts=dict(enumerate(ONE))).exact, "what was taken away is not written again"
 
 
 def test_a_slot_memory_without_texts_forgets_nothing_and_says_why(model):
@@ -353,8 +360,8 @@ def killed_at(number, folder, model, step):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_kill_at_any_instant_leaves_the_session_before_or_after(step, tmp_path):
-    model = pdmem.MemoryModel(pdmem.load_backbone("tiny-gpt2", device="cpu"), "kv_extension")
+def test_a_kill_at_any_instant_leaves_the_session_before_or_after(model, step, tmp_path):
+    model = model("kv_extension")
     with Session(model, tmp_path / "start", keep_text=True) as session:
         for number, name in enumerate(["one", "two"]):
             session.write(ONE[number])
@@ -414,6 +421,53 @@ def test_a_damaged_log_is_named_and_the_state_is_not_lost(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no log-0.jsonl"):
         Session(session.model, tmp_path)
     assert same(session.model.load_state(tmp_path / "state.safetensors"), session.state)
+
+
+def test_what_a_session_can_do_without_does_not_keep_it_shut(model, tmp_path, caplog):
+    with Session(model("kv_extension"), tmp_path / "s", keep_text=True) as session:
+        session.write(ONE[0])
+        session.snapshot("whole"), session.snapshot("broken")
+        session.merge(_other(session.model))
+    (tmp_path / "s" / "snapshots" / "broken.safetensors").write_bytes(b"half")
+    next((tmp_path / "s").glob("merged-*")).unlink()
+    strangers = [tmp_path / "s" / name for name in ("adapter-mine", "log-book.jsonl", "notes.txt", ".hidden")]
+    for path in strangers:
+        path.write_text("mine")
+    with Session(session.model, tmp_path / "s") as again:
+        assert same(again.state, session.state) and again.snapshots == ["whole"]
+        assert not again.forget(0).exact, "the memory that was merged in is missing"
+    assert caplog.text.count("goes on without") == 2 and all(path.read_text() == "mine" for path in strangers)
+    assert (tmp_path / "s").stat().st_mode & 0o077 == 0, "what was said is the user's own"
+
+
+def test_a_log_cannot_name_a_file_elsewhere(model, tmp_path):
+    with pytest.raises(ValueError, match="no sha256"):
+        persistence.LogEntry.from_json({"kind": "merge", "time": "", "state": "../../elsewhere"})
+    with Session(model("slot"), tmp_path) as session:
+        session.write(ONE[0])
+    for name in ("../log-0.jsonl", "log-0.jsonl/x", "lock", ""):
+        persistence.save_state(session.state, persistence.identity(session.model), tmp_path / "state.safetensors",
+                               session={"log": name, "entries": 1, "chain": "", "age": 1})
+        with pytest.raises(ValueError, match="none of a session"):
+            Session(session.model, tmp_path)
+
+
+def test_a_full_disk_loses_neither_the_session_nor_what_was_there(model, tmp_path):
+    import resource
+
+    session = Session(model("slot"), tmp_path, keep_text=True)
+    session.write(ONE[:2])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # the log's lines still fit, the state does not
+        with pytest.raises(OSError, match="could not write .*state.safetensors.*free some space"):
+            session.write(ONE[2])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert session.turns == 2 and session.write(ONE[3]) == [2]
+    session.close()
+    with Session(session.model, tmp_path) as again:
+        assert again.turns == 3 and same(again.state, alone(again.model, [ONE[0], ONE[1], ONE[3]]))
 
 
 def test_a_write_does_not_grow_with_the_log(model, tmp_path):
