@@ -127,6 +127,9 @@ class Journal:
                 yield from (line for _, line in zip(range(entries), file, strict=False))
 
     def _end_after(self, entries: int) -> End:
+        """Where the log ends with so many entries: here, unless it goes back, or was interrupted before it took note."""
+        if self._end.entries == entries:
+            return self._end
         end = End(self._end.log)
         for line in self._lines(end.log, entries):
             end = end.after(line)
@@ -151,9 +154,7 @@ class Journal:
     # ---- writing ----
     def append(self, now: Point, new: Sequence[LogEntry]) -> None:
         """``new`` entries, after which the session stands at ``now``."""
-        start = self._end
-        if start.entries != now.entries - len(new):  # the session was interrupted before it took note of the last ones
-            start = self._end_after(now.entries - len(new))
+        start = self._end_after(now.entries - len(new))
         lines, end = _lines_of(new, start)
         try:
             with open(self.folder / start.log, "ab") as file:
@@ -182,7 +183,7 @@ class Journal:
         old.unlink(missing_ok=True)
 
     def save_snapshot(self, name: str, now: Point) -> None:
-        self._save(self.folder / "snapshots" / f"{name}.safetensors", now, self._end)
+        self._save(self.folder / "snapshots" / f"{name}.safetensors", now, self._end_after(now.entries))
 
     def drop_snapshot(self, name: str) -> None:
         (self.folder / "snapshots" / f"{name}.safetensors").unlink(missing_ok=True)

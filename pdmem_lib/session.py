@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import editing, journal, persistence
-from .backbone import Backbone
+from .backbone import Backbone, slow_bar
 from .journal import Journal, Point
 from .memory import MemoryModel
 from .methods import State
@@ -115,11 +115,13 @@ class Session:
         self._require_writable()
         texts = [str(turn) for turn in turns] if isinstance(turns, (list, tuple)) else [str(turns)]
         state, entries = self.state, []
-        for number, text in enumerate(texts, start=self._next):
-            H = self._encode(text)
-            state = self._written(state, H)
-            entries.append(LogEntry("write", utc_now(), turn=number, tokens=len(H), sha256=_sha256(text),
-                                    text=text if self.keep_text else None))
+        with slow_bar("write", len(texts), "turn", show=True) as bar:
+            for number, text in enumerate(texts, start=self._next):
+                H = self._encode(text)
+                state = self._written(state, H)
+                entries.append(LogEntry("write", utc_now(), turn=number, tokens=len(H), sha256=_sha256(text),
+                                        text=text if self.keep_text else None))
+                bar.update()
         now = self._now
         self._append(replace(now, state=state, turns=now.turns + len(texts), age=now.age + len(texts)), entries)
         self._next += len(texts)
@@ -270,14 +272,16 @@ class Session:
                for entry in later):
             return None
         both = [start, start]
-        for entry in later:
-            H = self._encode(known[entry.turn]) if entry.kind == "write" else None
-            for i, point in enumerate(both):
-                if H is not None and not (i and entry.turn in gone):
-                    both[i] = replace(point, state=self._written(point.state, H), age=point.age + 1)
-                elif entry.kind == "merge":
-                    both[i] = replace(point, age=max(point.age, entry.age), state=editing.merge(
-                        self.model, point.state, self._merged[entry.state], (point.age, entry.age)))
+        with slow_bar("write again", len(later), "entry", show=True) as bar:
+            for entry in later:
+                H = self._encode(known[entry.turn]) if entry.kind == "write" else None
+                for i, point in enumerate(both):
+                    if H is not None and not (i and entry.turn in gone):
+                        both[i] = replace(point, state=self._written(point.state, H), age=point.age + 1)
+                    elif entry.kind == "merge":
+                        both[i] = replace(point, age=max(point.age, entry.age), state=editing.merge(
+                            self.model, point.state, self._merged[entry.state], (point.age, entry.age)))
+                bar.update()
         return both[0], both[1]
 
     # ---- within ----
