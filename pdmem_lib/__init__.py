@@ -12,7 +12,8 @@ Decoder-Only LLMs" (arXiv:2603.22329), [C] its companion on encoder-decoders (ar
 Where things are: `backbone` (frozen models), `seam` (where memory enters), `write` (write rules), `methods` (the six
 methods and their registry), `memory` (MemoryModel), `locomo` and `synthetic` (data), `states` (cached hidden states),
 `training`, `evaluation`, `metrics`, `provenance` (which turn left what), `editing` (states compared, merged, turns
-forgotten), `references` (what stands beside a memory),
+forgotten), `persistence` (adapters and states as files), `session` (a conversation that goes on) and `journal` (its
+folder), `chat`, `cards` (model cards), `references` (what stands beside a memory),
 `estimates` (intervals and the verdict), `recall` (a task whose answer is known), `experiment` (one run of the study),
 `published` (others' numbers), `figures`.
 """
@@ -24,13 +25,14 @@ from .experiment import Experiment, load_data, save_run
 from .locomo import Conversation, Question, Turn, load_locomo, split, to_dataset_dict
 from .memory import MemoryModel
 from .methods import METHODS, REGISTRY, MemorySettings
+from .session import Session
 from .synthetic import synthetic_conversations
 from .training import train
 
 __version__ = "0.1.0"
 __all__ = [
     "METHODS", "REGISTRY", "Backbone", "Conversation", "Evaluation", "Experiment", "MemoryModel", "MemorySettings",
-    "Question", "Turn", "conformance", "editing", "estimates", "evaluate", "load_backbone", "load_data",
+    "Question", "Session", "Turn", "conformance", "editing", "estimates", "evaluate", "load_backbone", "load_data",
     "load_locomo", "metrics", "published", "recall", "save_run", "split", "synthetic_conversations",
     "to_dataset_dict", "train", "write",
 ]

@@ -1,4 +1,4 @@
-"""``python -m pdmem_lib``: the few steps that the pipeline takes outside a notebook."""
+"""``python -m pdmem_lib``: a chat with a memory, and the few steps that the pipeline takes outside a notebook."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from . import experiment
+from . import chat, experiment
 from .backbone import load_backbone
 
 
@@ -28,9 +28,18 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--backbone", default="auto", help="auto, gpt2, smollm2-135m, tiny-gpt2, a hub name, a folder")
         command.add_argument("--data", default="auto", help="auto, locomo, synthetic, or a LoCoMo-format JSON file")
         command.add_argument("--preset", default="quick", help=", ".join(experiment.PRESETS))
+    talk = commands.add_parser("chat", help="talk to a memory that stays between runs (/help says how)")
+    talk.add_argument("--adapter", help="a trained adapter: a folder, or its name on the model hub")
+    talk.add_argument("--memory", help="folder that the memory is kept in (default: in your data folder)")
+    talk.add_argument("--backbone", help="of a new memory without an adapter, or to check that it is this one")
+    talk.add_argument("--no-text", action="store_true", help="keep hashes of what is said, not the words: /forget then "
+                      "cannot be exact")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
+        if given.command == "chat":
+            chat.run(given.memory, given.adapter, given.backbone, keep_text=not given.no_text)
+            return 0
         backbone, data, why = experiment.resolve(given.backbone, given.data, given.preset)
         if given.command == "resolve":
             print(json.dumps({"backbone": backbone, "data": data, "why": why}))
@@ -44,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -1,10 +1,11 @@
-"""Editing a memory: what differs between two states, two users' memories as one, a turn forgotten [D].
+"""Editing a memory: what differs between two states, two users' memories as one, a turn forgotten, and the price [D].
 
 A state is the sum of what its start and every turn left in it (`provenance`), so what was written apart can be added;
-a turn is forgotten exactly by writing the others again. Nothing here is trained, and ``model.state`` is left alone.
+a turn is forgotten exactly by writing the others again, and approximately by taking its part away. `cost` measures what
+an edit does to what else is known. Nothing here is trained, and ``model.state`` is left alone.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -104,3 +105,43 @@ def forget(model: MemoryModel, hidden: Sequence[Tensor], turns: Iterable[int], s
         if i not in gone:
             state = model.adapter.write(state, H.to(model.backbone.device, torch.float32))
     return state
+
+
+@torch.no_grad()
+def take_away(model: MemoryModel, state: State, hidden: Sequence[Tensor], since: Sequence[int]) -> State:
+    """``state`` less the parts of turns, ``hidden`` (T_i, d) each, where the other turns are not at hand [D].
+
+    ``since``: how many turns were written after each. Approximate, in three ways: what came before a turn stays faded
+    once too often; the part is what the turn would add to the present bank, not to that of its time; at the Hebbian
+    norm bound parts have faded more than gamma says. ValueError for slots, where the rows that a turn went to can only
+    be told from the bank of its time, and for a method of no known write rule.
+    """
+    family, gamma = model.adapter, model.settings.gamma
+    if not isinstance(family, AttentionCoupledBank | HebbianMatrix):
+        raise ValueError(f"what a turn left in a memory of {model.method} cannot be told from the turn alone: keep the "
+                         "texts of all turns, which forgets exactly")
+    ((name, present),) = model.checked(state).items()
+    left = present.clone()
+    for H, later in zip(hidden, since, strict=True):
+        H = H.to(present.device, torch.float32)
+        added = family.write({name: present}, H)[name] - family.decay({name: present}, H) * present
+        left -= gamma**later * added
+    return {name: left}
+
+
+@torch.no_grad()
+def cost(model: MemoryModel, memories: Mapping[str, State], facts: Sequence[tuple[str, str]]) -> "pandas.DataFrame":
+    """What an edit costs: how likely each fact's answer is under each of several memories, a row a fact.
+
+    ``facts`` are (question, answer). Columns: question, answer, for each memory the answer's log-probability (nats,
+    closing line feed included), and change, that of the last memory minus that of the first.
+    """
+    import pandas as pd
+
+    table = pd.DataFrame(list(facts), columns=["question", "answer"])
+    if len(table) and memories:
+        scores = model.scores_under(list(memories.values()), *(table[name].tolist() for name in table)).log_prob
+        table = table.assign(**dict(zip(memories, scores.float().cpu().numpy(), strict=True)))
+        names = list(memories)
+        table["change"] = table[names[-1]] - table[names[0]]
+    return table

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import locomo
+from . import cards, locomo
 from .backbone import TINY_NAMES, Backbone, resolve_backbone
 from .evaluation import Evaluation, EvaluateSettings, frozen_answers, sample_questions
 from .estimates import FORMAT, LORA
@@ -268,7 +268,8 @@ def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "p
     """Write a finished run into ``experiment.output_dir``; ``started`` is the `time.time` of its begin. Returns the record.
 
     Tables (each row says which run it is of): per_question.parquet, forgetting.csv, knowledge.csv, categories.csv,
-    summary.csv, history.csv, turns.csv, and references.parquet where given; ``adapter/``; and last record.json.
+    summary.csv, history.csv, turns.csv, and references.parquet where given; ``adapter/`` with its model card; and last
+    record.json.
     """
     folder = Path(experiment.output_dir)
     run = {"method": experiment.method, "capacity": experiment.capacity, "seed": experiment.seed}
@@ -285,6 +286,8 @@ def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "p
             _labelled(references, run).to_parquet(partial, index=False)
     model.save_pretrained(folder / "adapter")
     record = run_record(experiment, model, data, time.time() - started)
+    with atomic_path(folder / "adapter" / "README.md") as partial:
+        partial.write_text(cards.model_card(record, evaluation.summary(), evaluation.estimates()), encoding="utf-8")
     with atomic_path(folder / "record.json") as partial:
         partial.write_text(json.dumps(record, indent=2) + "\n")
     return record

@@ -4,19 +4,18 @@ The state is an explicit value (``model.state``), written turn by turn without g
 parameters are the only thing trained. The question alone is in the context window, never the history [C].
 """
 
-import json
 import logging
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import methods, seam
+from . import methods, persistence, seam
 from .backbone import Backbone, load_backbone, slow_bar
 from .decoding import greedy_lines, positions_of
-from .files import atomic_path
 from .methods import Inputs, MemorySettings, State
 
 log = logging.getLogger(__name__)
@@ -24,7 +23,6 @@ log = logging.getLogger(__name__)
 CONTEXT = "{context}\n\n"  # in front of the prompt, where a question comes with a text to read [D]
 PROMPT = "Question: {question}\nShort answer:"  # [D]
 ANSWER = " {answer}\n"  # the closing line feed is learnt with the answer: an answer is its first line [D]
-SCHEMA = 1  # of the saved files
 Memory = str | State  # "own" | "zero" | "off" | a state
 
 
@@ -291,80 +289,57 @@ class MemoryModel:
                 (on_batch or bar.update)(len(batch))
         return answers
 
-    # ---- files ----
+    # ---- files: their formats stand in `persistence` ----
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``adapter.safetensors`` (θ_mem and the fixed maps, no backbone weight) and ``config.json``."""
-        from safetensors.torch import save_file
-
-        config = {"schema": SCHEMA, "backbone": self.backbone.name,
-                  "backbone_fingerprint": self.backbone.fingerprint, "settings": asdict(self.settings)}
-        with atomic_path(Path(folder) / "adapter.safetensors") as partial:
-            save_file({k: v.contiguous().cpu() for k, v in self.adapter.state_dict().items()}, partial)
-        with atomic_path(Path(folder) / "config.json") as partial:
-            partial.write_text(json.dumps(config, indent=2))
+        persistence.save_adapter(self, folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, backbone: Backbone | None = None) -> "MemoryModel":
-        """The saved model, its state at P_0; ``backbone`` None loads the one it was trained on by its name."""
-        from safetensors.torch import load_file
+    def from_pretrained(cls, folder: str | Path, backbone: Backbone | None = None,
+                        revision: str | None = None) -> "MemoryModel":
+        """The saved model, its state at P_0; ``backbone`` None loads the one it was trained on by its name.
 
-        folder = Path(folder)
-        for file in ("config.json", "adapter.safetensors"):
-            if not (folder / file).is_file():
-                raise FileNotFoundError(f"{folder} holds no {file}: give a folder written by save_pretrained")
-        try:
-            config = json.loads((folder / "config.json").read_text())
-            schema, name = int(config["schema"]), str(config["backbone"])
-            fingerprint = str(config["backbone_fingerprint"])
-            settings = MemorySettings.from_mapping(config["settings"]) if schema <= SCHEMA else None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder / 'config.json'} is damaged ({error}): save the adapter again") from error
-        if schema > SCHEMA:
-            raise ValueError(f"{folder} has schema {schema}, this version reads up to {SCHEMA}: update pdmem")
-        backbone = backbone or load_backbone(name)
-        if backbone.fingerprint != fingerprint:
-            raise ValueError(f"{folder} was trained on {name} (fingerprint {fingerprint[:12]}), not on this "
-                             f"{backbone.name} ({backbone.fingerprint[:12]}): load it with its own backbone")
-        model = cls(backbone, **asdict(settings))
-        try:
-            model.adapter.load_state_dict(load_file(folder / "adapter.safetensors"))
-        except Exception as error:  # safetensors and torch raise their own types for a damaged file
-            raise ValueError(f"{folder / 'adapter.safetensors'} is damaged or of another method "
-                             f"({str(error).splitlines()[0]}): save the adapter again") from error
-        model.reset()
+        ``folder`` may be a repository of the model hub, "user/name", and ``revision`` its branch, tag or commit.
+        """
+        folder = persistence.adapter_folder(folder, revision)
+        config = persistence.read_config(folder)
+        backbone = backbone or load_backbone(config.backbone)
+        if backbone.fingerprint != config.backbone_fingerprint:
+            raise ValueError(f"{folder} was trained on {config.backbone} (fingerprint "
+                             f"{config.backbone_fingerprint[:12]}), not on this {backbone.name} "
+                             f"({backbone.fingerprint[:12]}): load it with its own backbone")
+        model = cls(backbone, **asdict(config.settings))
+        persistence.load_weights(model, folder, config)
         return model
 
-    def save_state(self, file: str | Path) -> None:
-        """Write the state to one safetensors file, bit for bit, with what it belongs to in the metadata."""
-        from safetensors.torch import save_file
+    def push_to_hub(self, repo_id: str, card: str | None = None, **options) -> str:
+        """Upload what `save_pretrained` writes and a model card; returns the commit's address.
 
-        metadata = {"schema": str(SCHEMA), "backbone_fingerprint": self.backbone.fingerprint,
-                    "settings": json.dumps(asdict(self.settings))}
-        with atomic_path(file) as partial:
-            save_file({k: v.contiguous().cpu() for k, v in self._state.items()}, partial, metadata=metadata)
+        ``card`` is its Markdown, as `cards.run_card` makes it of a finished run; None: one that says that nothing was
+        measured. Options as in `persistence.push_folder`: private, token, commit_message, timeout.
+        """
+        from .cards import model_card, unmeasured
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            Path(folder, "README.md").write_text(card or model_card(unmeasured(self)), encoding="utf-8")
+            return persistence.push_folder(folder, repo_id, **options)
+
+    def save_state(self, file: str | Path, turns: int | None = None, log: Iterable[persistence.LogEntry] = (),
+                   keep_text: bool = False) -> None:
+        """Write the state to one safetensors file, bit for bit, with what it belongs to in the metadata.
+
+        ``turns`` and ``log`` say what was written, where somebody kept count (`session.Session` does); texts of the log
+        are left out unless ``keep_text``.
+        """
+        persistence.save_state(self._state, persistence.identity(self), file, turns, log, keep_text)
 
     def load_state(self, file: str | Path) -> State:
-        """Read a state written by `save_state` of the same method, capacity, seed and backbone."""
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"no state file {file}: write one with save_state")
-        try:
-            with safe_open(file, framework="pt") as opened:
-                metadata = opened.metadata() or {}
-                state = {name: opened.get_tensor(name) for name in opened.keys()}
-            theirs = dict(json.loads(metadata["settings"]))
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"{file} is damaged or no state of pdmem ({error}): write it again with "
-                             "save_state") from error
-        if metadata.get("backbone_fingerprint") != self.backbone.fingerprint:
-            raise ValueError(f"{file} was written with another backbone than {self.backbone.name}: use its own")
-        ours = asdict(self.settings)
-        differs = [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in ours.items() if theirs.get(k) != v]
-        if differs:
-            raise ValueError(f"{file} belongs to another memory ({'; '.join(differs)}): load it into a model built "
-                             "alike")
-        self.state = state
+        """Read a state written by `save_state` of the same method, capacity, seed and backbone; adapters that were
+        trained differently read each other's states, since nothing that is trained takes part in writing."""
+        saved = persistence.read_state(file)
+        persistence.require_same_memory(self, saved, file)
+        self.state = saved.state
         return self._state
 
 

@@ -1,0 +1,310 @@
+"""What is kept of a memory: adapters and states as files that can be read years later [D].
+
+**An adapter** is a folder: ``adapter.safetensors`` (θ_mem and the fixed maps of the write side; no backbone weight) and
+``config.json``:
+
+    schema               2; 1 had no fingerprints of its own and is still read
+    backbone             the name it was trained on, and
+    backbone_fingerprint sha256 over that backbone's weights (`Backbone.fingerprint`)
+    settings             the fields of `MemorySettings`
+    write_fingerprint    sha256 over the fixed maps: what a state depends on beside backbone and settings
+    fingerprint          sha256 over all tensors of the file, trained ones included
+
+**A state** is one safetensors file with the tensors of ``model.state``. Its metadata (all strings):
+
+    schema, backbone, backbone_fingerprint, settings (JSON), write_fingerprint   as above
+    adapter_fingerprint  of the adapter that wrote or used it last, for the record: any adapter with these write maps
+                         reads it, however much longer it was trained, for nothing that is trained takes part in writing
+    state_sha256         over the tensors, so that a damaged one is noticed
+    turns, written       how many turns it holds ("" where nobody counted), and when the file was written (UTC, ISO 8601)
+    log                  JSON, a list of `LogEntry` as objects; without a text unless it was asked for
+    session              JSON, only in a session's folder (`session.Session`)
+
+Every file is whole or not there (`files.atomic_path`), and nothing is unpickled. A newer schema is refused by its number.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .files import atomic_path
+from .methods import MemorySettings, State
+
+if TYPE_CHECKING:
+    from .memory import MemoryModel
+
+SCHEMA = 2  # of both files
+CONFIG, WEIGHTS = "config.json", "adapter.safetensors"
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 (hex) over names, shapes, types and bytes."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_fingerprint(model: "MemoryModel") -> str:
+    """Of the fixed maps that ``model`` writes with."""
+    return fingerprint(dict(model.adapter.named_buffers()))
+
+
+def adapter_fingerprint(model: "MemoryModel") -> str:
+    """Of everything in the adapter, as trained so far."""
+    return fingerprint(model.adapter.state_dict())
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# ---- adapters --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """``config.json``; the fingerprints are None in a file of schema 1."""
+
+    backbone: str
+    backbone_fingerprint: str
+    settings: MemorySettings
+    write_fingerprint: str | None = None
+    fingerprint: str | None = None
+
+
+def save_adapter(model: "MemoryModel", folder: str | Path) -> None:
+    """Write the folder's two files, the config last."""
+    from safetensors.torch import save_file
+
+    config = {"schema": SCHEMA, "backbone": model.backbone.name, "backbone_fingerprint": model.backbone.fingerprint,
+              "settings": asdict(model.settings), "write_fingerprint": write_fingerprint(model),
+              "fingerprint": adapter_fingerprint(model)}
+    with atomic_path(Path(folder) / WEIGHTS) as partial:
+        save_file({k: v.contiguous().cpu() for k, v in model.adapter.state_dict().items()}, partial,
+                  metadata={"format": "pt"})
+    with atomic_path(Path(folder) / CONFIG) as partial:
+        partial.write_text(json.dumps(config, indent=2))
+
+
+def adapter_folder(name: str | Path, revision: str | None = None) -> Path:
+    """A folder as it is; "user/name" where there is no such folder: fetched from the hub or found in its cache."""
+    folder = Path(name)
+    if folder.exists() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    from .backbone import _hub_answers
+
+    try:
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=[CONFIG, WEIGHTS],
+                                      local_files_only=not _hub_answers()))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(f"no folder {name}, and the model hub or its cache has no such adapter "
+                                f"({_first_line(error)}): give a folder written by save_pretrained") from error
+
+
+def read_config(folder: Path) -> AdapterConfig:
+    """The folder's ``config.json``, checked; FileNotFoundError where either file is missing."""
+    for file in (CONFIG, WEIGHTS):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder} holds no {file}: give a folder written by save_pretrained")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        schema = int(config["schema"])
+        if schema <= SCHEMA:
+            own = [str(config[name]) if schema > 1 else None for name in ("write_fingerprint", "fingerprint")]
+            return AdapterConfig(str(config["backbone"]), str(config["backbone_fingerprint"]),
+                                 MemorySettings.from_mapping(config["settings"]), *own)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG} is damaged ({error}): save the adapter again") from error
+    raise ValueError(f"{folder} has schema {schema}, this version reads up to {SCHEMA}: update pdmem")
+
+
+def load_weights(model: "MemoryModel", folder: Path, config: AdapterConfig) -> None:
+    """Fill ``model``'s adapter from the folder and set its state to P_0."""
+    from safetensors.torch import load_file
+
+    file = folder / WEIGHTS
+    try:
+        model.adapter.load_state_dict(load_file(file))
+    except Exception as error:  # safetensors and torch raise their own types for a damaged file
+        raise ValueError(f"{file} is damaged or of another method ({_first_line(error)}): save the adapter "
+                         "again") from error
+    if config.fingerprint not in (None, adapter_fingerprint(model)):
+        raise ValueError(f"{file} is damaged, or was not saved with the {CONFIG} beside it (fingerprints differ): save "
+                         "the adapter again")
+    model.reset()
+
+
+# ---- states ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """One thing that happened to a memory. Who holds a text can find its hash, so a short text's hash is no secret."""
+
+    kind: str  # "write", "ask", "merge", "forgotten"
+    time: str  # UTC, ISO 8601
+    turn: int | None = None  # running number from 0; of "write" and "forgotten"
+    tokens: int | None = None  # written
+    sha256: str | None = None  # of the turn's or the question's text, UTF-8
+    text: str | None = None  # of the turn or question, only where it was asked for
+    answer: str | None = None  # of "ask", likewise
+    state: str | None = None  # of "merge": the state_sha256 of the other memory, and
+    age: int | None = None  # how many turns its start had faded by
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "LogEntry":
+        """An entry as `as_json` gave it; a field of another name or type is a ValueError or TypeError."""
+        entry = cls(**fields)
+        numbers = (entry.turn, entry.tokens, entry.age)
+        texts = (entry.kind, entry.time, entry.sha256, entry.text, entry.answer, entry.state)
+        if not all(x is None or type(x) is int for x in numbers) or not all(x is None or type(x) is str for x in texts):
+            raise ValueError(f"no log entry: {fields}")
+        if entry.state is not None and not re.fullmatch("[0-9a-f]{64}", entry.state):  # it becomes a file's name
+            raise ValueError(f"no sha256: {entry.state!r}")
+        return entry
+
+    def as_json(self, keep_text: bool = True) -> dict[str, Any]:
+        """What is set; without ``keep_text`` neither text nor answer."""
+        hidden = () if keep_text else ("text", "answer")
+        return {k: v for k, v in asdict(self).items() if v is not None and k not in hidden}
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A state file as it was read; the fields are those of its metadata."""
+
+    state: State
+    settings: dict[str, Any]
+    backbone: str = ""
+    backbone_fingerprint: str = ""
+    write_fingerprint: str | None = None  # None: schema 1
+    adapter_fingerprint: str | None = None
+    turns: int | None = None
+    written: str = ""
+    log: list[LogEntry] = field(default_factory=list)
+    session: dict[str, Any] = field(default_factory=dict)
+
+
+def identity(model: "MemoryModel") -> dict[str, str]:
+    """What a state of ``model`` belongs to, as its metadata says it."""
+    return {"backbone": model.backbone.name, "backbone_fingerprint": model.backbone.fingerprint,
+            "settings": json.dumps(asdict(model.settings)), "write_fingerprint": write_fingerprint(model),
+            "adapter_fingerprint": adapter_fingerprint(model)}
+
+
+def save_state(state: State, belongs_to: Mapping[str, str], file: str | Path, turns: int | None = None,
+               log: Iterable[LogEntry] = (), keep_text: bool = False, session: Mapping[str, Any] | None = None) -> None:
+    """Write ``state``, bit for bit; ``belongs_to`` is the `identity` of its model."""
+    from safetensors.torch import save_file
+
+    metadata = {"schema": str(SCHEMA), **belongs_to, "state_sha256": fingerprint(state),
+                "turns": "" if turns is None else str(turns), "written": utc_now(),
+                "log": json.dumps([entry.as_json(keep_text) for entry in log]), "session": json.dumps(session or {})}
+    with atomic_path(file) as partial:
+        save_file({k: v.contiguous().cpu() for k, v in state.items()}, partial, metadata=metadata)
+
+
+def read_state(file: str | Path) -> SavedState:
+    """A state file, checked against itself; whether it belongs to a model, `require_same_memory` says."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"no state file {file}: write one with save_state")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            schema = int(metadata["schema"])
+            if schema <= SCHEMA:
+                saved = _saved_state(schema, metadata, {name: opened.get_tensor(name) for name in opened.keys()})
+                if schema > 1 and metadata["state_sha256"] != fingerprint(saved.state):
+                    raise ValueError("its tensors are not those that were saved")
+                return saved
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged or no state of pdmem ({error}): write it again with save_state") from error
+    raise ValueError(f"{file} has schema {schema}, this version reads up to {SCHEMA}: update pdmem")
+
+
+def _saved_state(schema: int, metadata: Mapping[str, str], state: State) -> SavedState:
+    settings = dict(json.loads(metadata["settings"]))
+    if schema == 1:
+        return SavedState(state, settings, backbone_fingerprint=metadata["backbone_fingerprint"])
+    texts = {name: metadata[name] for name in ("backbone", "backbone_fingerprint", "write_fingerprint",
+                                               "adapter_fingerprint", "written")}
+    return SavedState(state, settings, **texts, turns=int(metadata["turns"]) if metadata["turns"] else None,
+                      log=[LogEntry.from_json(entry) for entry in json.loads(metadata["log"])],
+                      session=dict(json.loads(metadata["session"])))
+
+
+def require_same_memory(model: "MemoryModel", saved: SavedState, what: str | Path) -> None:
+    """ValueError that names what differs where ``saved`` was not written as ``model`` writes."""
+    if saved.backbone_fingerprint != model.backbone.fingerprint:
+        raise ValueError(f"{what} was written with another backbone than {model.backbone.name}: use its own"
+                         + (f", {saved.backbone}" if saved.backbone not in ("", model.backbone.name) else ""))
+    ours = asdict(model.settings)
+    if differs := [f"{k}: {saved.settings.get(k)!r} there, {v!r} here" for k, v in ours.items()
+                   if saved.settings.get(k) != v]:
+        raise ValueError(f"{what} belongs to another memory ({'; '.join(differs)}): load it into a model built alike")
+    if saved.write_fingerprint not in (None, write_fingerprint(model)):
+        raise ValueError(f"{what} was written with other write maps than this {model.method}'s, though of the same "
+                         "seed: load its adapter with from_pretrained, which brings them")
+
+
+# ---- the hub ---------------------------------------------------------------------------------------------------------
+
+ANSWER_TIMEOUT = 20.0  # seconds that the hub gets to answer
+UPLOAD_TIMEOUT = 600.0  # seconds for the upload itself
+
+
+def push_folder(folder: str | Path, repo_id: str, private: bool | None = None, token: str | None = None,
+                commit_message: str = "Upload adapter", timeout: float = UPLOAD_TIMEOUT) -> str:
+    """Upload a folder to the model hub, the repository made if it is not there; returns the commit's address.
+
+    RuntimeError where the hub refuses, or has not answered in `ANSWER_TIMEOUT` seconds, or is not done in ``timeout``.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    _within(ANSWER_TIMEOUT, repo_id, lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+    return str(_within(timeout, repo_id, lambda: api.upload_folder(repo_id=repo_id, folder_path=folder,
+                                                                   commit_message=commit_message)))
+
+
+def _within(seconds: float, repo_id: str, ask) -> Any:
+    """What ``ask`` returns, within a time limit of our own: the client's requests have none."""
+    import threading
+
+    answers: list[Any] = []
+    errors: list[Exception] = []
+
+    def run():
+        try:
+            answers.append(ask())
+        except Exception as error:  # the client's own types, and those of the http library under it
+            errors.append(error)
+
+    asking = threading.Thread(target=run, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    if answers:
+        return answers[0]
+    why = _first_line(errors[0]) if errors else f"no answer within {seconds:.0f} seconds"
+    raise RuntimeError(f"the model hub did not take {repo_id} ({why}): check the name, the network and your token "
+                       "(hf auth login), or copy the folder that save_pretrained writes") from (errors or [None])[0]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
