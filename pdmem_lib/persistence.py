@@ -56,8 +56,14 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_fingerprint(model: "MemoryModel") -> str:
-    """Of the fixed maps that ``model`` writes with."""
-    return fingerprint(dict(model.adapter.named_buffers()))
+    """Of the fixed maps that ``model`` writes with; taken again only when one of them was replaced or changed, since
+    states are loaded by the thousand."""
+    maps = dict(sorted(model.adapter.named_buffers()))
+    versions = [(name, tensor.data_ptr(), tensor._version) for name, tensor in maps.items()]
+    kept = model.__dict__.get("_write_fingerprint")
+    if kept is None or kept[0] != versions:
+        kept = model._write_fingerprint = versions, fingerprint(maps)
+    return kept[1]
 
 
 def adapter_fingerprint(model: "MemoryModel") -> str:

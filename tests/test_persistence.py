@@ -239,3 +239,13 @@ def test_an_adapter_of_the_hub_is_found_in_its_cache(model, tmp_path, monkeypatc
     for name in ("ann/nothing", "not a/name"):
         with pytest.raises(FileNotFoundError, match=f"no folder {name}, and the model hub or its cache has no"):
             pdmem.MemoryModel.from_pretrained(name, m.backbone)
+
+
+def test_changed_write_maps_change_the_kept_fingerprint(model):
+    m = model("slot")
+    before = persistence.write_fingerprint(m)
+    assert persistence.write_fingerprint(m) == before == persistence.fingerprint(dict(m.adapter.named_buffers()))
+    m.adapter.write_u[0, 0] += 1
+    after = persistence.write_fingerprint(m)
+    m.adapter.write_a = m.adapter.write_a * 2
+    assert len({before, after, persistence.write_fingerprint(m)}) == 3

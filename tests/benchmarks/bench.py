@@ -22,11 +22,12 @@ import psutil
 import torch
 
 import pdmem_lib as pdmem
-from pdmem_lib import seam, states
+from pdmem_lib import cost_figures, figures, seam, states
 from pdmem_lib.backbone import length_sorted_batches
 from pdmem_lib.memory import prompt_text, target_ids
 
 sys.path.insert(0, str(Path(__file__).parent))
+import grow  # noqa: E402
 import plain  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent
@@ -96,12 +97,13 @@ class Bench:
 
         return step
 
-    def our_step(self, model: pdmem.MemoryModel) -> Callable[[], None]:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    def our_step(self, model: pdmem.MemoryModel, questions: int = BATCH) -> Callable[[], None]:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        asked, answers = self.questions[:questions], self.answers[:questions]
 
         def step() -> None:
             with self.backbone.autocast("auto"):
-                model.loss(self.questions, self.answers).backward()
+                model.loss(asked, answers).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -163,19 +165,11 @@ def plain_step(bench: Bench) -> Iterator[dict]:
     """An optimiser step on 16 questions: the published loop's shape against ours."""
     model = bench.written("slot", 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    questions, answers = bench.questions[:16], bench.answers[:16]
 
     def theirs() -> None:
-        plain.step(model, optimizer, questions, answers, model.state)
+        plain.step(model, optimizer, bench.questions[:16], bench.answers[:16], model.state)
 
-    def ours() -> None:
-        with bench.backbone.autocast("auto"):
-            model.loss(questions, answers).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    yield dict(method="slot", capacity=1, **bench.ratio(ours, theirs, rounds=3), at_least=15)
+    yield dict(method="slot", capacity=1, **bench.ratio(bench.our_step(model, 16), theirs, rounds=3), at_least=15)
 
 
 def plain_encode(bench: Bench) -> Iterator[dict]:
@@ -184,6 +178,44 @@ def plain_encode(bench: Bench) -> Iterator[dict]:
     yield dict(method="", capacity="", at_least=12, **bench.ratio(
         lambda: bench.backbone.encode(turns, autocast="auto", progress=False),
         lambda: [plain.encode_turn(bench.backbone, turn) for turn in turns], rounds=3))
+
+
+def plain_grid(bench: Bench) -> Iterator[dict]:
+    """The six methods at 1x by the protocol, one seed, reckoned from pieces that are measured in turns: too long to run.
+
+    Plain: each of 10 epochs encodes the training conversations anew and takes its questions one at a time; answers, under
+    the own and the zero state, one at a time. Ours: every turn encoded once for all methods, 16 questions a step, 32
+    answers at once. Banks, optimiser and reports are left out of both.
+    """
+    model = bench.written("slot", 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    questions, answers, turns = bench.questions[:16], bench.answers[:16], bench.turns[:32]
+    step, asked = bench.our_step(model, 16), bench.questions
+
+    pieces = {  # (seconds of, divided by)
+        "plain turn": (lambda: [plain.encode_turn(bench.backbone, turn) for turn in turns[::8]], 4),
+        "turn": (lambda: bench.backbone.encode(turns, autocast="auto", progress=False), 32),
+        "plain question": (lambda: plain.step(model, optimizer, questions[:4], answers[:4], model.state), 4),
+        "question": (step, 16),
+        "plain answer": (lambda: [model.answer([question]) for question in asked[::8]], 4),
+        "answer": (lambda: model.answer(asked), 32),
+    }
+    train, test = bench.data.train, bench.data.test
+    n = dict(train=sum(len(c.turns) for c in train), test=sum(len(c.turns) for c in test),
+             trained=10 * sum(len(c.questions) for c in train), asked=2 * sum(len(c.questions) for c in test))
+    found = []
+    for i in range(1 + max(3, bench.rounds)):
+        cost = {}
+        for name, (work, times) in pieces.items():
+            start = time.perf_counter()
+            work()
+            cost[name] = (time.perf_counter() - start) / times
+        slow = 6 * ((10 * n["train"] + n["test"]) * cost["plain turn"] + n["trained"] * cost["plain question"]
+                    + n["asked"] * cost["plain answer"])
+        fast = (n["train"] + n["test"]) * cost["turn"] + 6 * (n["trained"] * cost["question"] + n["asked"] * cost["answer"])
+        found += [slow / fast] if i else []  # the first is to warm up
+    low, middle, high = np.quantile(found, [0.25, 0.5, 0.75])
+    yield dict(method="all", capacity=1, ratio=middle, low=low, high=high, at_least=100)
 
 
 def answer(bench: Bench) -> Iterator[dict]:
@@ -247,7 +279,40 @@ def entries(bench: Bench) -> Iterator[dict]:
                    **bench.ratio(base, bench.our_step(model)))
 
 
+def grow_tables(bench: Bench, folder: Path) -> None:
+    """growth.csv with its figure, and serving.csv: what a million users' banks would take, from its pieces."""
+    table = grow.grow(bench.backbone, bench.rounds)
+    table.to_csv(folder / "growth.csv", index=False, float_format="%.4g")
+    cost_figures.serving(table).to_csv(folder / "serving.csv", index=False, float_format="%.4g")
+    figures.save(cost_figures.growth(table, "What a memory costs as it grows"), folder / "growth")
+
+
+def profile_tables(bench: Bench, folder: Path) -> None:
+    """profile.csv: where the time of a step, an answer and an encoding pass goes, by operator of torch."""
+    model = bench.written("slot", 1)
+    bare = bench.bare_step()
+    works = {"bare step": bare, "step, slot 1x": bench.our_step(model), "step, gated 1x": bench.our_step(bench.written("gated", 1)),
+             "step, prefix 10x": bench.our_step(bench.written("prefix", 10)),
+             "answers, slot 1x": lambda: model.answer(bench.questions, 16),
+             "encoding": lambda: bench.backbone.encode(bench.turns, autocast="auto", progress=False)}
+    rows = []
+    for name, work in works.items():
+        work()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            work()
+        table = pd.DataFrame([dict(work=name, operator=event.key, calls=event.count, seconds=event.self_cpu_time_total / 1e6)
+                              for event in profiler.key_averages()])
+        table["share"] = table["seconds"] / table["seconds"].sum()
+        table = table.sort_values("share", ascending=False)
+        rest = table.iloc[12:].drop(columns=["work", "operator"]).sum().to_dict()
+        rows += [table.iloc[:12], pd.DataFrame([dict(work=name, operator="all others", **rest)])]
+    table = pd.concat(rows).assign(backbone=bench.backbone.name)
+    table.to_csv(folder / "profile.csv", index=False, float_format="%.4g")
+
+
+TABLES = {"grow": grow_tables, "profile": profile_tables}  # beside the table of ratios, in files of their own
 MEASURES = {"encode": encode, "train": train, "plain loop: step": plain_step, "plain loop: encode": plain_encode,
+            "plain loop: grid, reckoned": plain_grid,
             "answer in batches": answer, "generate": generate, "growth": growth, "entries": entries}
 
 
@@ -256,12 +321,15 @@ def main() -> None:
     parser.add_argument("--backbone", default="auto")
     parser.add_argument("--data", default="auto")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", nargs="*", choices=list(MEASURES), help="measure these alone")
+    parser.add_argument("--only", nargs="*", choices=[*MEASURES, *TABLES], help="measure these alone")
     parser.add_argument("--out", type=Path, default=ROOT / "figures" / "benchmark.csv")
     options = parser.parse_args()
     bench = Bench(options.backbone, options.rounds, options.data)
     table = pd.read_csv(options.out) if options.out.is_file() else pd.DataFrame(columns=COLUMNS)
-    for name in options.only or MEASURES:
+    for name in options.only or [*MEASURES, *TABLES]:
+        if name in TABLES:
+            TABLES[name](bench, options.out.parent)
+            continue
         rows = []
         for row in MEASURES[name](bench):
             rows.append({"measure": name, "backbone": bench.backbone.name} | row)
