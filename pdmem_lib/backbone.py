@@ -7,6 +7,7 @@ safetensors or GGUF weights are read: pickled ones never are.
 import hashlib
 import logging
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import seam
-from .files import atomic_path, cache_folder
+from .files import atomic_path, cache_folder, require_sealed, seal
 
 log = logging.getLogger(__name__)
 
@@ -297,7 +298,12 @@ def _from_wheel():
     folder = Path(spec.origin).parent
     size = (folder / gguf).stat().st_size
     copy = cache_folder("backbones") / f"smollm2-135m-{size}"
-    if not (copy / "model.safetensors").exists():
+    try:
+        require_sealed(copy)
+    except (ValueError, OSError) as error:
+        if copy.exists():
+            log.warning("%s is damaged (%s) and is made again", copy, error)
+            shutil.rmtree(copy)
         log.info("converting %s to safetensors once", gguf)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
         model = AutoModelForCausalLM.from_pretrained(
@@ -305,6 +311,7 @@ def _from_wheel():
         with atomic_path(copy) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
+            seal(partial)
     return (AutoModelForCausalLM.from_pretrained(copy, dtype=torch.float32, use_safetensors=True, local_files_only=True),
             AutoTokenizer.from_pretrained(copy, local_files_only=True))
 

@@ -148,6 +148,11 @@ class Experiment(Settings):
     def _reads(self) -> dict[str, str]:
         return {"memory": "initial"} if self.method.endswith(FORMAT) else {}
 
+    @property
+    def checkpoint(self) -> Path:
+        """Where this run's training is kept while it lasts, so that a killed run goes on from there."""
+        return Path(self.output_dir) / "checkpoint.safetensors"
+
     def build(self, backbone: Backbone) -> MemoryModel:
         """The model that this run trains and measures."""
         model = MemoryModel(backbone, **asdict(self.memory_settings))
@@ -250,7 +255,8 @@ def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "p
     """Write a finished run into ``experiment.output_dir``; ``started`` is the `time.time` of its begin. Returns the record.
 
     Tables (each row says which run it is of): per_question.parquet, forgetting.csv, knowledge.csv, categories.csv,
-    summary.csv, history.csv, turns.csv, and references.parquet where given; ``adapter/``; and last record.json.
+    summary.csv, history.csv, turns.csv, and references.parquet where given; ``adapter/``; and last record.json. The
+    checkpoint of its training is removed.
     """
     folder = Path(experiment.output_dir)
     run = {"method": experiment.method, "capacity": experiment.capacity, "seed": experiment.seed}
@@ -269,6 +275,7 @@ def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "p
     record = run_record(experiment, model, data, time.time() - started)
     with atomic_path(folder / "record.json") as partial:
         partial.write_text(json.dumps(record, indent=2) + "\n")
+    experiment.checkpoint.unlink(missing_ok=True)
     return record
 
 

@@ -27,7 +27,7 @@ from . import memory as prompts
 from . import metrics, seam
 from .backbone import Backbone, length_sorted_batches, load_backbone, use_bf16
 from .evaluation import EvaluateSettings
-from .files import atomic_path, cache_folder
+from .files import atomic_path, cache_folder, load_json, save_json
 from .locomo import Conversation, Question
 from .memory import AnswerScore, Memory, MemoryModel
 from .settings import Settings
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import pandas
 
 log = logging.getLogger(__name__)
-FORMAT = 2  # of the cached answers
+FORMAT = 3  # of the cached answers
 KINDS = ("none", "gold", "bm25", "last")
 SHARED = 256  # tokens that prompts must have in common for these to be run once for all of them
 BATCH_TOKENS = 4096  # of a batch of prompts
@@ -267,7 +267,7 @@ def _cached_answers(backbone: Backbone, asked, texts: Sequence[str], s: Evaluate
     file = cache_folder("references") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     try:
         known = [(str(answer), float(logp), int(tokens), float(seconds))
-                 for answer, logp, tokens, seconds in json.loads(file.read_text())["rows"]]
+                 for answer, logp, tokens, seconds in load_json(file)["rows"]]
         if len(known) != len(asked):
             raise ValueError("it holds another number of answers")
         on_batch(2 * len(asked))
@@ -277,8 +277,7 @@ def _cached_answers(backbone: Backbone, asked, texts: Sequence[str], s: Evaluate
     except (ValueError, KeyError, TypeError) as error:
         log.warning("%s is damaged (%s) and is made again", file, error)
     rows = _answers(backbone, [q for *_, q in asked], texts, s, on_batch)
-    with atomic_path(file) as partial:
-        partial.write_text(json.dumps({"rows": rows}))
+    save_json(file, {"rows": rows})
     return rows
 
 
