@@ -150,7 +150,7 @@ class Experiment(Settings):
 
     @property
     def checkpoint(self) -> Path:
-        """Where this run's training is kept while it lasts, so that a killed run goes on from there."""
+        """Where this run's training is kept until `save_run` is done, so that a killed run goes on from there."""
         return Path(self.output_dir) / "checkpoint.safetensors"
 
     def build(self, backbone: Backbone) -> MemoryModel:
@@ -255,8 +255,7 @@ def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "p
     """Write a finished run into ``experiment.output_dir``; ``started`` is the `time.time` of its begin. Returns the record.
 
     Tables (each row says which run it is of): per_question.parquet, forgetting.csv, knowledge.csv, categories.csv,
-    summary.csv, history.csv, turns.csv, and references.parquet where given; ``adapter/``; and last record.json. The
-    checkpoint of its training is removed.
+    summary.csv, history.csv, turns.csv, and references.parquet where given; ``adapter/``; and last record.json.
     """
     folder = Path(experiment.output_dir)
     run = {"method": experiment.method, "capacity": experiment.capacity, "seed": experiment.seed}
