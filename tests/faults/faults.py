@@ -247,7 +247,7 @@ def clock_goes_back(times: int, folder: Path, rng: Random) -> Tries:
 
 
 def hub_hangs(times: int, folder: Path, rng: Random) -> Tries:
-    for i in range(times):
+    for i in range(min(times, 6)):  # each takes eight seconds
         yield from work.ask_a_bad_hub(("silent", "drips", "closes")[i % 3])
 
 
