@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pdmem_lib as pdmem
-from pdmem_lib.experiment import CONTROLS
+from pdmem_lib.experiment import CONTROLS, load_record
 from pdmem_lib.files import load_tensors, save_tensors
 
 SETTINGS = dict(epochs=2, batch_size=4, lr=1e-2, warmup_steps=3, max_questions=30, autocast=False, progress=False)
@@ -181,3 +181,22 @@ def test_a_killed_process_is_gone_on_from_by_another(tiny, conversations, tmp_pa
     done = []
     pdmem.train(resumed, conversations, on_step=done.append, checkpoint=file, **SETTINGS)
     assert done[0] == 7 and same(weights(resumed), weights(whole))
+
+
+# ---- a finished run --------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_run_is_not_reported(tiny, tmp_path):
+    data = pdmem.load_data("synthetic", "smoke")
+    run = pdmem.Experiment(method="baseline", preset="smoke", output_dir=str(tmp_path))
+    model = run.build(tiny)
+    evaluation = pdmem.evaluate(model, data.test[:2], questions_per_bucket=1, max_new_tokens=2, progress=False)
+    record = pdmem.save_run(run, model, data, pdmem.train(model, data.train), evaluation, started=0.0)
+    assert load_record(tmp_path) == record and "per_question.parquet" in record["files"]
+    for file in (tmp_path / name for name in ("record.json", *record["files"])):
+        whole = file.read_bytes()
+        file.write_bytes(whole.replace(b"1", b"2", 1) if b"1" in whole else whole[:-1])
+        with pytest.raises(ValueError, match=f"{file.name} is damaged"):
+            load_record(tmp_path)
+        file.write_bytes(whole)
+    assert load_record(tmp_path) == record

@@ -22,6 +22,7 @@ import torch
 import pdmem_lib as pdmem
 from pdmem_lib import locomo
 from pdmem_lib.evaluation import EvaluateSettings, frozen_answers, sample_questions
+from pdmem_lib.experiment import load_record
 from pdmem_lib.files import require_sealed, seal
 from pdmem_lib.references import LoRAModel, ask_references, prompt_references
 from pdmem_lib.states import encode_all
@@ -183,6 +184,18 @@ def load_adapter(name: str) -> str:
     kind = LoRAModel if name.endswith(".lora") else pdmem.MemoryModel
     model = kind.from_pretrained(place() / "adapter", ready["backbone"])
     return digest(*model.parameters(), *model.adapter.state_dict().values(), model.logits("What?", "own"))
+
+
+def make_run() -> str:
+    run = pdmem.Experiment(method="slot", num_entries=16, preset="smoke", output_dir=str(place() / "run"))
+    model, data = run.build(ready["backbone"]), pdmem.load_data("synthetic", "smoke")
+    history = pdmem.train(model, ready["conversations"], **TRAINING)
+    pdmem.save_run(run, model, data, history, pdmem.evaluate(model, ready["conversations"], **asdict(ASKING)), time.time())
+    return "saved"
+
+
+def open_run() -> str:
+    return digest(sorted(load_record(place() / "run").items()))
 
 
 def make_sealed() -> str:
