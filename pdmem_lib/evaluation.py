@@ -24,7 +24,7 @@ from tqdm import tqdm
 from . import memory as prompts
 from . import estimates, metrics, provenance
 from .backbone import Backbone, use_bf16
-from .files import atomic_path, cache_folder
+from .files import cache_folder, load_json, save_json
 from .locomo import CATEGORIES, Conversation, Question
 from .memory import Memory, MemoryModel
 from .methods import State
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SAMPLE_SEED = 0  # of the question sample: one for all runs, so that every method is asked the same questions
-FORMAT = 2  # of the frozen model's cached answers
+FORMAT = 3  # of the frozen model's cached answers
 ROWS = 128  # at once, a question under one memory each
 MEMORIES = ("own", "zero", "off", "other", "initial", "random", "shuffled")
 
@@ -201,7 +201,7 @@ def frozen_answers(backbone: Backbone, questions: Sequence[Question],
     """The bare frozen model's answers and log-probabilities (nats per token) of the gold ones; cached on disk."""
     file = frozen_file(backbone, questions, s)
     try:
-        known = json.loads(file.read_text())
+        known = load_json(file)
         if not len(known["answers"]) == len(known["logp"]) == len(questions):
             raise ValueError("it holds another number of answers")
         return known["answers"], known["logp"]
@@ -214,8 +214,7 @@ def frozen_answers(backbone: Backbone, questions: Sequence[Question],
         ask = _Asker(MemoryModel(backbone, "baseline"), [("", 0, q) for q in questions], s, bar.update)
         rows = list(range(len(questions)))
         (answers,), (logp,) = ask.answers(rows, ["off"]), ask.log_probs(rows, ["off"])
-    with atomic_path(file) as partial:
-        partial.write_text(json.dumps({"answers": answers, "logp": logp}))
+    save_json(file, {"answers": answers, "logp": logp})
     return answers, logp
 
 

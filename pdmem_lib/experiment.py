@@ -24,7 +24,7 @@ from . import cards, locomo
 from .backbone import TINY_NAMES, Backbone, resolve_backbone
 from .evaluation import Evaluation, EvaluateSettings, frozen_answers, sample_questions
 from .estimates import FORMAT, LORA
-from .files import atomic_path
+from .files import atomic_path, file_checksum, load_json, save_json
 from .locomo import Conversation
 from .memory import MemoryModel
 from .methods import METHODS, MemorySettings, method_name
@@ -148,6 +148,11 @@ class Experiment(Settings):
     @property
     def _reads(self) -> dict[str, str]:
         return {"memory": "initial"} if self.method.endswith(FORMAT) else {}
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where this run's training is kept until `save_run` is done, so that a killed run goes on from there."""
+        return Path(self.output_dir) / "checkpoint.safetensors"
 
     def build(self, backbone: Backbone) -> MemoryModel:
         """The model that this run trains and measures."""
@@ -288,8 +293,28 @@ def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "p
     record = run_record(experiment, model, data, time.time() - started)
     with atomic_path(folder / "adapter" / "README.md") as partial:
         partial.write_text(cards.model_card(record, evaluation.summary(), evaluation.estimates()), encoding="utf-8")
-    with atomic_path(folder / "record.json") as partial:
-        partial.write_text(json.dumps(record, indent=2) + "\n")
+    written = [*(f"{name}.csv" for name in tables), "per_question.parquet", *["references.parquet"][: references is not None]]
+    record["files"] = {name: file_checksum(folder / name) for name in written}
+    save_json(folder / "record.json", record, indent=2)
+    experiment.checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def load_record(folder: str | Path) -> dict[str, Any]:
+    """The record of the finished run in ``folder``; ValueError where it or a table that it names is damaged.
+
+    One written before records carried checksums is taken at its word.
+    """
+    file = Path(folder) / "record.json"
+    try:
+        record = json.loads(file.read_bytes())
+        checked = "checksum" in record
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): make the run again") from error
+    record = load_json(file) if checked else record
+    for name, checksum in record.get("files", {}).items():
+        if file_checksum(file.with_name(name)) != checksum:
+            raise ValueError(f"{file.with_name(name)} is damaged (its checksum differs): make the run again")
     return record
 
 

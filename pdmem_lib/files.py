@@ -1,15 +1,29 @@
-"""Files that are whole or not there: everything is written beside its place and moved onto it in one step."""
+"""Files that are whole or not there, and right or refused.
+
+Everything is written beside its place and moved onto it in one step, so that a kill leaves the old file or the new one.
+What the library reads again carries a CRC-32 of its content: it finds every flipped bit, and lets another change pass
+once in four thousand million times. (It is no protection against someone who wants to deceive.)
+"""
 
 import errno
+import json
 import os
+import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SEAL = "checksums.json"  # of a folder's files
 
 
 class StorageError(OSError, RuntimeError):
@@ -36,13 +50,16 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     """Yield a private path beside ``target``; on success it takes the target's place, on any error it is removed.
 
     A reader never sees half a file, and of two writers the last whole one stays. Works for a file or a folder (of two
-    folder writers the first stays). What the system refuses is a `StorageError` with the path in it.
+    folder writers the first stays). What the system refuses is a `StorageError` with the path in it. What a killed
+    writer of this machine left beside ``target`` is removed.
     """
     target = Path(target)
     workshop = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        workshop = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        _sweep(target)
+        prefix = f".{target.name}.{platform.node()}.{os.getpid()}."
+        workshop = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=target.parent))
         partial = workshop / target.name
         yield partial
         if partial.is_file():
@@ -60,3 +77,109 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     finally:
         if workshop:
             shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove the workshops of processes of this machine that are gone."""
+    import psutil
+
+    prefix = f".{target.name}.{platform.node()}."
+    for path in target.parent.iterdir():
+        if path.name.startswith(prefix) and path.name.endswith(".partial"):
+            writer = path.name.removeprefix(prefix).partition(".")[0]
+            if writer.isdecimal() and not psutil.pid_exists(int(writer)):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+# ---- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def checksum(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None) -> str:
+    """CRC-32 (8 hex digits) over names, types, shapes and bytes of the tensors, and over ``metadata``."""
+    import torch
+
+    crc = zlib.crc32(json.dumps(dict(metadata or {}), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
+
+
+def save_tensors(file: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors and what they belong to as a safetensors file, with their `checksum` in its metadata."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(file) as partial:
+        save_file(tensors, partial, metadata={**(metadata or {}), "checksum": checksum(tensors, metadata)})
+
+
+def load_tensors(file: str | Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
+    """(tensors, metadata) of `save_tensors`, mapped from the file and checked; ValueError for a damaged one.
+
+    The file may be replaced while it is in use, as `save_tensors` does; it must not be cut short in place.
+    """
+    from safetensors import safe_open
+
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"there is no file {file}: correct the path")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = dict(opened.metadata() or {})
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or no safetensors file ({error}): write it again") from error
+    if (written := metadata.pop("checksum", None)) != checksum(tensors, metadata):
+        raise ValueError(f"{file} is damaged or was not written by pdmem "
+                         f"({'it carries no checksum' if written is None else 'its checksum differs'}): write it again")
+    return tensors, metadata
+
+
+# ---- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def save_json(file: str | Path, content: Mapping[str, Any], indent: int | None = None) -> None:
+    """Write a JSON object with its own checksum in it, under "checksum"."""
+    text = json.dumps({**content, "checksum": _json_checksum(content)}, indent=indent)
+    with atomic_path(file) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def load_json(file: str | Path) -> dict[str, Any]:
+    """What `save_json` wrote; ValueError for a damaged file."""
+    try:
+        content = json.loads(Path(file).read_bytes())
+        written = content.pop("checksum")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged or was not written by pdmem ({error}): write it again") from error
+    if written != _json_checksum(content):
+        raise ValueError(f"{file} is damaged (its checksum differs): write it again")
+    return content
+
+
+def _json_checksum(content: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+# ---- folders of others' files ----------------------------------------------------------------------------------------
+
+
+def seal(folder: Path) -> None:
+    """Keep the checksums of the files in ``folder`` beside them, for `require_sealed`."""
+    save_json(folder / SEAL, {path.name: file_checksum(path) for path in sorted(folder.iterdir()) if path.is_file()})
+
+
+def require_sealed(folder: Path) -> None:
+    """ValueError or OSError where a file of ``folder`` is not what it was when `seal` was called."""
+    for name, written in load_json(folder / SEAL).items():
+        if file_checksum(folder / name) != written:
+            raise ValueError(f"{folder / name} is damaged (its checksum differs): write it again")
+
+
+def file_checksum(path: Path) -> str:
+    """CRC-32 (8 hex digits) of a file's bytes."""
+    crc = 0
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            crc = zlib.crc32(piece, crc)
+    return f"{crc:08x}"

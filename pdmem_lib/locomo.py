@@ -104,7 +104,7 @@ class Conversation:
 
 
 def load_locomo(path: str | os.PathLike | None = None) -> list[Conversation]:
-    """The ten LoCoMo conversations, or those of any file in LoCoMo's format.
+    """The ten LoCoMo conversations, or those of any file in LoCoMo's format, which is read into memory as a whole.
 
     `path` may be any such JSON and is read as it is. Without it the official file is taken from PDMEM_LOCOMO, else from
     the cache folder (PDMEM_CACHE moves it), else from GitHub into that folder; its size and sha256 must be the known
@@ -115,7 +115,7 @@ def load_locomo(path: str | os.PathLike | None = None) -> list[Conversation]:
     content = _read(source) if path is not None else _read_official(source)
     try:
         records = json.loads(content)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError; brackets within brackets
         raise ValueError(f"{source} is not JSON ({error}): give a file in LoCoMo's format.") from error
     return parse(records)
 
@@ -199,7 +199,10 @@ def _parse_conversation(record: dict, where: str) -> Conversation:
     content = _typed(record.get("conversation"), dict, f"{id}, 'conversation'")
     turns: list[Turn] = []
     dates: dict[int, str] = {}
-    for session in sorted(int(key[8:]) for key in content if re.fullmatch("session_[1-9][0-9]*", key)):
+    numbers = [key[8:] for key in content if re.fullmatch("session_[1-9][0-9]*", key)]
+    if long := [number for number in numbers if len(number) > 9]:
+        raise ValueError(f"{id}: a session number of {len(long[0])} digits is too long, number the sessions from 1.")
+    for session in sorted(map(int, numbers)):
         rows = _typed(content[f"session_{session}"], list, f"{id}, session {session}")
         for n, row in enumerate(rows, 1):
             turns.append(_parse_turn(row, session, len(turns), f"{id}, session {session}, turn {n}"))

@@ -6,8 +6,9 @@ parameters are the only thing trained. The question alone is in the context wind
 
 import logging
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 CONTEXT = "{context}\n\n"  # in front of the prompt, where a question comes with a text to read [D]
 PROMPT = "Question: {question}\nShort answer:"  # [D]
 ANSWER = " {answer}\n"  # the closing line feed is learnt with the answer: an answer is its first line [D]
+STREAM = 256  # turns of an iterator that are held at a time
 Memory = str | State  # "own" | "zero" | "off" | a state
 
 
@@ -90,7 +92,15 @@ class MemoryModel:
         return {name: t.detach().to(self.backbone.device, torch.float32) for name, t in state.items()}
 
     def write(self, turns, autocast: bool | str = False) -> State:
-        """Write one turn ("Speaker: text", or a `Turn`) or a list of turns, in order; returns the new state."""
+        """Write one turn ("Speaker: text", or a `Turn`) or a list of turns, in order; returns the new state.
+
+        An iterator of turns may be endless or larger than the memory: `STREAM` of them are encoded and written at a
+        time, and where one cannot be, those before its batch stay written.
+        """
+        if isinstance(turns, Iterator):
+            while batch := list(islice(turns, STREAM)):
+                self.write(batch, autocast)
+            return self._state
         turns = list(turns) if isinstance(turns, (list, tuple)) else [turns]
         return self.write_hidden(self.backbone.encode([str(turn) for turn in turns], autocast=autocast))
 

@@ -27,7 +27,7 @@ from . import memory as prompts
 from . import metrics, seam
 from .backbone import Backbone, length_sorted_batches, load_backbone, use_bf16
 from .evaluation import EvaluateSettings
-from .files import atomic_path, cache_folder
+from .files import atomic_path, cache_folder, load_json, load_tensors, save_json, save_tensors
 from .locomo import Conversation, Question
 from .memory import AnswerScore, Memory, MemoryModel
 from .settings import Settings
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import pandas
 
 log = logging.getLogger(__name__)
-FORMAT = 2  # of the cached answers
+FORMAT = 3  # of the cached answers
 KINDS = ("none", "gold", "bm25", "last")
 SHARED = 256  # tokens that prompts must have in common for these to be run once for all of them
 BATCH_TOKENS = 4096  # of a batch of prompts
@@ -264,7 +264,7 @@ def _cached_answers(backbone: Backbone, asked, texts: Sequence[str], s: Evaluate
     file = _answers_file(backbone, asked, texts, s)
     try:
         known = [(str(answer), float(logp), int(tokens), float(seconds))
-                 for answer, logp, tokens, seconds in json.loads(file.read_text())["rows"]]
+                 for answer, logp, tokens, seconds in load_json(file)["rows"]]
         if len(known) != len(asked):
             raise ValueError("it holds another number of answers")
         on_batch(2 * len(asked))
@@ -274,8 +274,7 @@ def _cached_answers(backbone: Backbone, asked, texts: Sequence[str], s: Evaluate
     except (ValueError, KeyError, TypeError) as error:
         log.warning("%s is damaged (%s) and is made again", file, error)
     rows = _answers(backbone, [q for *_, q in asked], texts, s, on_batch)
-    with atomic_path(file) as partial:
-        partial.write_text(json.dumps({"rows": rows}))
+    save_json(file, {"rows": rows})
     return rows
 
 
@@ -429,13 +428,12 @@ class LoRAModel(MemoryModel):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write LoRA's weights and settings in PEFT's own format: ``peft.PeftModel.from_pretrained`` reads them too."""
         import peft
-        from safetensors.torch import save_file
 
         model, folder = self.backbone.model, Path(folder)
         weights = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-        with atomic_path(folder / "adapter_model.safetensors") as partial:
-            save_file({f"base_model.model.{name}": weight.contiguous().cpu() for name, weight in weights.items()},
-                      partial, metadata={"format": "pt", "backbone_fingerprint": self.frozen.fingerprint})
+        save_tensors(folder / "adapter_model.safetensors",
+                     {f"base_model.model.{name}": weight for name, weight in weights.items()},
+                     {"format": "pt", "backbone_fingerprint": self.frozen.fingerprint})
         with tempfile.TemporaryDirectory() as workshop, atomic_path(folder / "adapter_config.json") as partial:
             model.peft_config["default"].save_pretrained(workshop)
             partial.write_text((Path(workshop) / "adapter_config.json").read_text())
@@ -444,7 +442,6 @@ class LoRAModel(MemoryModel):
     def from_pretrained(cls, folder: str | Path, backbone: Backbone | None = None) -> "LoRAModel":
         """The saved model; ``backbone`` None loads the one it was trained on by its name."""
         import peft
-        from safetensors import SafetensorError, safe_open
 
         folder = Path(folder)
         for file in ("adapter_config.json", "adapter_model.safetensors"):
@@ -453,10 +450,10 @@ class LoRAModel(MemoryModel):
         try:
             config = json.loads((folder / "adapter_config.json").read_text())
             rank, name = int(config["r"]), str(config["base_model_name_or_path"])
-            with safe_open(folder / "adapter_model.safetensors", framework="pt") as opened:
-                fingerprint = (opened.metadata() or {})["backbone_fingerprint"]
-                weights = {key.removeprefix("base_model.model."): opened.get_tensor(key) for key in opened.keys()}
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            tensors, metadata = load_tensors(folder / "adapter_model.safetensors")
+            fingerprint = metadata["backbone_fingerprint"]
+            weights = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} is damaged or no LoRA of pdmem ({error}): save it again") from error
         backbone = backbone or load_backbone(name)
         if backbone.fingerprint != fingerprint:

@@ -14,26 +14,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .backbone import Backbone, use_bf16
-from .files import atomic_path, cache_folder
+from .files import cache_folder, load_tensors, save_tensors
 from .locomo import Conversation
 from .memory import MemoryModel
 from .methods import State
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2  # of the files
 
 
 class TurnStates(Sequence):
     """The final hidden states (T_i, d) of a conversation's turns, float32, read turn by turn from a mapped file."""
 
     def __init__(self, file: Path):
-        from safetensors import safe_open
-
-        self._file = safe_open(file, framework="pt")
-        self._rows = self._file.get_slice("states")  # (sum of T_i, d), mapped: only what is read is loaded
-        self._ends = self._file.get_tensor("ends").tolist()
-        if not self._ends or self._ends[-1] != self._rows.get_shape()[0]:
-            raise ValueError(f"{file} does not hold what its index says")
+        tensors, _ = load_tensors(file)
+        if tensors.keys() != {"states", "ends"} or not len(tensors["ends"]):
+            raise ValueError(f"{file} holds no hidden states of turns: delete it")
+        self._rows, self._ends = tensors["states"], tensors["ends"].tolist()  # (sum of T_i, d), mapped
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -50,9 +47,6 @@ class TurnStates(Sequence):
 
 def turn_states(backbone: Backbone, conversation: Conversation, autocast: bool | str = "auto") -> TurnStates:
     """The conversation's hidden states, from the cache or computed now. A damaged file is made again, and said."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     bf16 = use_bf16(autocast, backbone.device)
     texts = [str(turn) for turn in conversation.turns]
     file = states_file(backbone, texts, bf16)
@@ -60,12 +54,11 @@ def turn_states(backbone: Backbone, conversation: Conversation, autocast: bool |
         return TurnStates(file)
     except FileNotFoundError:
         pass
-    except (SafetensorError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         log.warning("%s is damaged (%s) and is made again", file, error)
     states = backbone.encode(texts, autocast=autocast, progress=False)
     ends = torch.tensor([len(H) for H in states]).cumsum(0)
-    with atomic_path(file) as partial:
-        save_file({"states": torch.cat(states).cpu().to(torch.bfloat16 if bf16 else torch.float32), "ends": ends}, partial)
+    save_tensors(file, {"states": torch.cat(states).cpu().to(torch.bfloat16 if bf16 else torch.float32), "ends": ends})
     return TurnStates(file)
 
 

@@ -8,11 +8,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
 
+from .checkpoints import COLUMNS, Checkpoint, identity
 from .locomo import Conversation, Question
 from .memory import MemoryModel
 from .methods import State
@@ -51,10 +54,13 @@ class TrainSettings(Settings):
 
 
 def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Callable[[int], None] | None = None,
-          **settings) -> "pandas.DataFrame":
+          checkpoint: str | Path | None = None, checkpoint_every: float = 60.0, **settings) -> "pandas.DataFrame":
     """Train ``model``'s adapter on the conversations' questions; keywords as in `TrainSettings`.
 
-    ``on_step(step)`` is called after each step, from 0, to watch the adapter change.
+    ``on_step(step)`` is called after each step, from 0, to watch the adapter change. With ``checkpoint``, a file,
+    training is kept there every ``checkpoint_every`` seconds (0: after every step) and at its end, and goes on from
+    there if the file is there: to the weights and the history, but for its seconds, that it would have had. The file
+    is the caller's to delete. A damaged one is said and training starts anew; one of another training is a ValueError.
 
     Returns the history, a row a step: step, epoch, loss (nats per answer token), lr, grad_norm (before clipping),
     seconds (since the start). ``model.state`` is left alone. The baseline has nothing to train: its history is empty.
@@ -76,30 +82,40 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Ca
         ids = [c.id for c, _ in questions]
 
         total = num_steps(ids, s)
-        optimizer = torch.optim.AdamW(parameters, lr=s.lr, weight_decay=s.weight_decay, fused=True)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, s.warmup_steps, total))
-        start = time.perf_counter()
-        with tqdm(total=total, desc=f"train {model.method}", unit="step", disable=not s.progress,
+        optimizer = torch.optim.AdamW([dict(params=parameters, initial_lr=s.lr)], lr=s.lr, weight_decay=s.weight_decay,
+                                      fused=True)
+        kept = None
+        if checkpoint is not None:
+            run = identity(model, used.values(), banks, s)
+            kept = Checkpoint(checkpoint, checkpoint_every, run, parameters, optimizer)
+            rows = kept.restore()
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, s.warmup_steps, total),
+                                                      last_epoch=len(rows) - 1)
+        batches = ((epoch, batch) for epoch in range(s.epochs)
+                   for batch in _epoch_batches(ids, lengths, s.batch_size, generator))
+        start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+        with tqdm(total=total, initial=len(rows), desc=f"train {model.method}", unit="step", disable=not s.progress,
                   mininterval=1.0) as bar:
-            for epoch in range(s.epochs):
-                for batch in _epoch_batches(ids, lengths, s.batch_size, generator):
-                    bank = banks[ids[batch[0]]]
-                    with model.backbone.autocast(s.autocast):
-                        loss = model.loss([questions[i][1].question for i in batch],
-                                          [questions[i][1].answer for i in batch], memory=bank)
-                    loss.backward()
-                    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, s.clip, error_if_nonfinite=True)
-                    lr = scheduler.get_last_lr()[0]
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    scheduler.step()
-                    rows.append(dict(step=len(rows), epoch=epoch, loss=loss.item(), lr=lr, grad_norm=float(grad_norm),
-                                     seconds=time.perf_counter() - start))
-                    if on_step:
-                        on_step(rows[-1]["step"])
-                    bar.set_postfix(loss=f"{rows[-1]['loss']:.2f}", refresh=False)
-                    bar.update()
-    return pd.DataFrame(rows, columns=["step", "epoch", "loss", "lr", "grad_norm", "seconds"])
+            for epoch, batch in islice(batches, len(rows), None):
+                bank = banks[ids[batch[0]]]
+                with model.backbone.autocast(s.autocast):
+                    loss = model.loss([questions[i][1].question for i in batch],
+                                      [questions[i][1].answer for i in batch], memory=bank)
+                loss.backward()
+                grad_norm = torch.nn.utils.clip_grad_norm_(parameters, s.clip, error_if_nonfinite=True)
+                lr = scheduler.get_last_lr()[0]
+                optimizer.step()
+                optimizer.zero_grad()
+                scheduler.step()
+                rows.append(dict(step=len(rows), epoch=epoch, loss=loss.item(), lr=lr, grad_norm=float(grad_norm),
+                                 seconds=time.perf_counter() - start))
+                if kept:
+                    kept.keep(rows, now=len(rows) == total)
+                if on_step:
+                    on_step(rows[-1]["step"])
+                bar.set_postfix(loss=f"{rows[-1]['loss']:.2f}", refresh=False)
+                bar.update()
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def training_questions(conversations: Sequence[Conversation], s: TrainSettings,

@@ -1,0 +1,93 @@
+"""Checkpoints of training: a run killed at any moment goes on to the weights that it would have had, bit for bit [D].
+
+A checkpoint is one safetensors file with the trained weights, the optimizer's moments, the history so far and, in its
+metadata, what run it is of. The place in the data is the number of steps done: the order of all epochs follows from the
+seed, so that the generator is brought to where it was by drawing again, and the learning rate follows from the step.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+
+from .backbone import use_bf16
+from .files import checksum, file_checksum, load_tensors, save_tensors
+from .locomo import Conversation, data_sha256
+from .memory import MemoryModel
+from .methods import State
+from .settings import Settings
+
+log = logging.getLogger(__name__)
+COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "seconds")
+CODE = ("backbone", "checkpoints", "memory", "methods", "references", "seam", "states", "training", "write")
+
+
+def identity(model: MemoryModel, conversations: Iterable[Conversation], banks: Mapping[str, State],
+             settings: Settings) -> dict[str, Any]:
+    """What decides the weights that a training ends with; taken before its first step."""
+    return {
+        "backbone": model.frozen.fingerprint[:16], "data": data_sha256(list(conversations))[:16],
+        "banks": checksum({f"{id}/{name}": tensor for id, bank in banks.items() for name, tensor in bank.items()}),
+        "model": type(model).__name__, **asdict(model.settings), "trainable_parameters": model.num_trainable,
+        "initial_weights": checksum({f"{i}": p for i, p in enumerate(model.parameters())}),
+        **{f"training {name}": value for name, value in asdict(settings).items() if name not in ("progress", "autocast")},
+        "bf16": use_bf16(settings.autocast, model.backbone.device), "device": model.backbone.device.type,
+        "torch": torch.__version__,
+        "code": "".join(file_checksum(Path(__file__).with_name(f"{name}.py")) for name in CODE),
+    }
+
+
+class Checkpoint:
+    """The checkpoint ``file`` of the training that ``run`` names; kept at most every ``seconds``."""
+
+    def __init__(self, file: str | Path, seconds: float, run: Mapping[str, Any],
+                 parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer):
+        self.file, self.seconds, self.run = Path(file), seconds, json.loads(json.dumps(run))
+        self.parameters, self.optimizer = parameters, optimizer
+        self.kept = monotonic()
+
+    @torch.no_grad()
+    def restore(self) -> list[dict[str, float]]:
+        """The history so far, with weights and optimizer as they were after it; [] where training starts anew.
+
+        A damaged file is said in a warning and training starts anew. One of another run is a ValueError.
+        """
+        try:
+            tensors, metadata = load_tensors(self.file)
+        except FileNotFoundError:
+            return []
+        except (ValueError, OSError) as error:
+            log.warning("training starts anew: %s", error)
+            return []
+        theirs = json.loads(metadata.get("run", "{}"))
+        differs = [f"{name}: {theirs.get(name)!r} there, {value!r} here" for name, value in self.run.items()
+                   if theirs.get(name) != value]
+        if differs:
+            raise ValueError(f"{self.file} is no checkpoint of this training ({'; '.join(differs)}): delete it to start "
+                             "anew, or give another path")
+        state: dict[int, dict[str, torch.Tensor]] = {i: {} for i in range(len(self.parameters))}
+        for name, tensor in tensors.items():
+            if name != "history":
+                number, what = name.split(".", 1)
+                state[int(number)][what] = tensor.clone()  # off the mapped file, which the next checkpoint replaces
+        for i, parameter in enumerate(self.parameters):
+            parameter.copy_(state[i].pop("weight"))
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        rows = [dict(zip(COLUMNS, row, strict=True)) for row in tensors["history"].tolist()]
+        return [row | {"step": int(row["step"]), "epoch": int(row["epoch"])} for row in rows]
+
+    def keep(self, rows: Sequence[Mapping[str, float]], now: bool = False) -> None:
+        """Write the checkpoint if it is due, or ``now``; whole or not at all (`files.atomic_path`)."""
+        if not now and monotonic() < self.kept + self.seconds:
+            return
+        tensors = {"history": torch.tensor([[row[name] for name in COLUMNS] for row in rows], dtype=torch.float64)}
+        for i, parameter in enumerate(self.parameters):
+            tensors[f"{i}.weight"] = parameter.detach()
+            tensors |= {f"{i}.{what}": tensor for what, tensor in self.optimizer.state[parameter].items()}
+        save_tensors(self.file, tensors, {"run": json.dumps(self.run)})
+        self.kept = monotonic()
