@@ -286,7 +286,7 @@ def _positions_of_real_tokens(model: MemoryModel) -> list[Tensor]:
     def record(_module, args, kwargs):
         seen.append(kwargs["position_ids"] if "position_ids" in kwargs else args[-1])
 
-    hidden = model._frozen_inputs(inputs, torch.ones_like(inputs), torch.ones_like(inputs, dtype=torch.bool))
+    hidden = model._frozen_inputs(inputs, torch.ones_like(inputs, dtype=torch.bool))
     injection = model.injection("own", hidden)  # what it runs beforehand (M.1) is not of real tokens
     handle = place.register_forward_pre_hook(record, with_kwargs=True)
     try:
