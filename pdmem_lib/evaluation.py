@@ -49,6 +49,7 @@ class EvaluateSettings(Settings):
     batch_size: int = 32
     questions_per_bucket: int | None = None  # ask a seeded sample of at most this many per lag bucket
     knowledge_points: int | None = None  # sessions at which K_s is measured, evenly spread, first and last included
+    answered: tuple[str, ...] = MEMORIES  # under which questions are answered too; under all, answers are scored
     memory: str = "own"  # "initial": P_0 stands for every bank, for an adapter that was trained with no memory to read
     autocast: bool | str = "auto"  # bf16 for hidden states and log-probabilities; answers are decoded in float32
     progress: bool = True
@@ -56,6 +57,8 @@ class EvaluateSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         self.require(self.memory in ("own", "initial"), f"memory must be 'own' or 'initial', got {self.memory!r}")
+        self.require({"own", "zero", "off"} <= set(self.answered) <= set(MEMORIES),
+                     f"answered must hold own, zero and off, and else names of {', '.join(MEMORIES)}; got {self.answered}")
         self.require(self.max_new_tokens >= 1 and self.batch_size >= 1, "max_new_tokens and batch_size must be at least 1")
         self.require(self.questions_per_bucket is None or self.questions_per_bucket >= 1,
                      "questions_per_bucket must be at least 1, or None for all")
@@ -134,7 +137,8 @@ def evaluate(model: MemoryModel, conversations: Sequence[Conversation], **settin
     (sessions between the earliest evidence and the end; NaN without evidence), evidence_count, answer_type; answer_own,
     answer_zero, answer_off; for every memory of `MEMORIES` f1_* and (own, zero, off) locomo_* in [0, 1] and logp_* in
     nats per answer token; retained; and what a question costs: tokens, seconds, bytes. "other" is the mean over the
-    other conversations' banks; NaN where there is none, as is "shuffled" where the order of entries counts.
+    other conversations' banks; NaN where there is none, as is "shuffled" where the order of entries counts, and the F1
+    of a memory that ``answered`` leaves out.
     ``model.state`` is left alone.
     """
     import pandas as pd
@@ -152,7 +156,7 @@ def evaluate(model: MemoryModel, conversations: Sequence[Conversation], **settin
     jobs = _jobs(model, asked, final)
 
     total = sum(len(rows) for _, state, rows in places if state is not None)
-    total += 2 * sum(len(rows) * len(memories) for rows, memories in jobs)
+    total += sum(len(rows) * (1 + (name in s.answered)) for rows, memories in jobs for name, _ in memories)
     with tqdm(total=total, desc=f"evaluate {model.method}", unit="answer", disable=not s.progress, mininterval=1.0) as bar:
         ask = _Asker(model, asked, s, bar.update)
         for rows, memories in jobs:
@@ -295,17 +299,23 @@ class _Asker:
 
     def into(self, table: "pandas.DataFrame", rows: list[int], memories: Sequence[tuple[str, Memory]]) -> None:
         """Fill answer_, f1_ and logp_<name> of these rows; a name that stands twice gets the mean (and one's answer)."""
-        names, states = [name for name, _ in memories], [state for _, state in memories]
+        gold, said = [self.asked[i][2].answer for i in rows], self.said(memories)
         began = time.perf_counter()
-        answers = self.answers(rows, states)  # memories of rows
-        table.loc[rows, "seconds"] = (time.perf_counter() - began) / (len(rows) * len(states))
-        gold = [self.asked[i][2].answer for i in rows]
-        f1 = np.array([list(map(metrics.token_f1, each, gold)) for each in answers])  # (memories, rows)
-        logp = np.array(self.log_probs(rows, states))
-        for name in dict.fromkeys(names):
-            these = [j for j, other in enumerate(names) if other == name]
-            table.loc[rows, f"answer_{name}"] = answers[these[0]]
-            table.loc[rows, f"f1_{name}"], table.loc[rows, f"logp_{name}"] = f1[these].mean(axis=0), logp[these].mean(axis=0)
+        answers = self.answers(rows, [state for _, state in said])  # memories of rows
+        table.loc[rows, "seconds"] = (time.perf_counter() - began) / (len(rows) * len(said))
+        f1 = [list(map(metrics.token_f1, each, gold)) for each in answers]
+        logp = self.log_probs(rows, [state for _, state in memories])
+        for kind, named, values in (("f1", said, f1), ("logp", memories, logp)):  # values: memories of rows
+            for name in dict.fromkeys(name for name, _ in memories):
+                these = [value for (other, _), value in zip(named, values, strict=True) if other == name]
+                table.loc[rows, f"{kind}_{name}"] = np.mean(these, axis=0) if these else float("nan")
+        for name, _ in memories:
+            of_name = [each for (other, _), each in zip(said, answers, strict=True) if other == name]
+            table.loc[rows, f"answer_{name}"] = of_name[0] if of_name else None
+
+    def said(self, memories: Sequence[tuple[str, Memory]]) -> list[tuple[str, Memory]]:
+        """Those under which questions are answered, and not only answers scored."""
+        return [(name, state) for name, state in memories if name in self.s.answered]
 
     def _batch_size(self, memories: Sequence[Memory]) -> int:
         return max(1, min(self.s.batch_size, ROWS // len(memories)))

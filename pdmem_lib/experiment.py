@@ -74,7 +74,8 @@ PRESETS = {
         "a pretrained model, six methods, the baseline and controls at 1x, about 20 minutes on 2 cores: a first look",
         methods=(*METHODS, "baseline", *CONTROLS), capacities=(1,), seeds=(42,), synthetic=(5, 16), train_conversations=2,
         train=dict(epochs=1, max_questions=256, lr=1e-3, warmup_steps=2),
-        evaluate=dict(questions_per_bucket=16, knowledge_points=3), budgets=(64, 256), last=1024),
+        evaluate=dict(questions_per_bucket=16, knowledge_points=2, answered=("own", "zero", "off", "other")),
+        budgets=(64, 256), last=1024),
     "full": Preset(
         "the published protocol: six methods and the baseline, 1x and 10x, three seeds, every question",
         methods=(*METHODS, "baseline", *(f"{name}{FORMAT}" for name in METHODS), f"slot{LORA}", f"gated{LORA}"),

@@ -67,7 +67,7 @@ def count(model: MemoryModel, data: Data, experiment: Experiment, lengths: float
         work["turn traced"] = sum(len(c.turns) for c in data.test if c.id in sought)
         work["question traced"] = len(sought)
     for rows, memories in _jobs(model, asked, dict.fromkeys([c.id for c in data.test], start) if banks else {}):
-        work += _answering(model, asked, s, rows, len(memories), lengths)
+        work += _answering(model, asked, s, rows, sum(name in s.answered for name, _ in memories), lengths)
         work += _scoring(model, asked, s, rows, len(memories))
     for _, _, held, rows in checkpoints(data.test, asked, s.knowledge_points) if banks else ():
         if held is not None:  # at the end it is what was asked above

@@ -195,3 +195,24 @@ def test_what_a_question_costs(model, conversations):
     assert large["bytes"] == 5 * small["bytes"] > 0 == none["bytes"]
     assert small["seconds"] > 0
     assert cost("hebbian", d_h=16)["tokens"] == 2 * none["tokens"] and cost("hebbian", d_h=16)["bytes"] == 4 * 16 * 16
+
+
+@pytest.mark.parametrize("method", ["slot", "hebbian"])
+def test_what_is_not_answered_is_scored_all_the_same(model, conversations, method):
+    m = model(method)
+    with torch.no_grad():
+        for number, p in enumerate(m.parameters()):
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(number)))
+    settings = dict(questions_per_bucket=2, knowledge_points=2, progress=False, autocast=False)
+    whole = pdmem.evaluate(m, conversations, **settings)
+    part = pdmem.evaluate(m, conversations, answered=("own", "zero", "off"), **settings)
+    for memory in MEMORIES:
+        for kind in ("f1", "logp", "answer"):
+            ours, theirs = part.per_question[f"{kind}_{memory}"], whole.per_question[f"{kind}_{memory}"]
+            if kind == "logp" or memory in ("own", "zero", "off"):
+                assert ours.equals(theirs)
+            else:
+                assert ours.isna().all()
+    assert part.verdict() == whole.verdict() and len(part.estimates()) <= len(whole.estimates())
+    with pytest.raises(ValueError, match="answered"):
+        pdmem.evaluate(m, conversations, answered=("own",))
