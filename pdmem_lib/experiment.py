@@ -329,7 +329,8 @@ def run_record(experiment: Experiment, model: MemoryModel, data: Data, seconds: 
         "capacity": experiment.capacity,
         "seed": experiment.seed,
         "settings": {"memory": asdict(experiment.memory_settings), "train": asdict(experiment.train_settings),
-                     "evaluate": asdict(experiment.evaluate_settings),
+                     "evaluate": asdict(experiment.evaluate_settings) | {
+                         "answered": list(experiment.evaluate_settings.answered)},
                      "train_conversations": [c.id for c in data.train],
                      "test_conversations": [c.id for c in data.test]},
         "trainable_parameters": model.num_trainable,

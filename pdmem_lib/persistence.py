@@ -90,7 +90,7 @@ class AdapterConfig:
 
 
 def save_adapter(model: "MemoryModel", folder: str | Path) -> None:
-    """Write the folder's two files, the config last."""
+    """Write the folder's two files. The weights hold the config too, so that a save cut off between the two is whole."""
     from safetensors.torch import save_file
 
     config = {"schema": SCHEMA, "backbone": model.backbone.name, "backbone_fingerprint": model.backbone.fingerprint,
@@ -98,7 +98,7 @@ def save_adapter(model: "MemoryModel", folder: str | Path) -> None:
               "fingerprint": adapter_fingerprint(model)}
     with atomic_path(Path(folder) / WEIGHTS) as partial:
         save_file({k: v.contiguous().cpu() for k, v in model.adapter.state_dict().items()}, partial,
-                  metadata={"format": "pt"})
+                  metadata={"format": "pt", "config": json.dumps(config)})
     with atomic_path(Path(folder) / CONFIG) as partial:
         partial.write_text(json.dumps(config, indent=2))
 
@@ -122,20 +122,42 @@ def adapter_folder(name: str | Path, revision: str | None = None) -> Path:
 
 
 def read_config(folder: Path) -> AdapterConfig:
-    """The folder's ``config.json``, checked; FileNotFoundError where either file is missing."""
+    """The folder's ``config.json``, checked; FileNotFoundError where either file is missing.
+
+    Where a save was cut off between the two files, config.json is of the weights before: then the config in the weights.
+    """
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder} holds no {file}: give a folder written by save_pretrained")
+    config = _parse_config((folder / CONFIG).read_bytes(), folder, CONFIG)
+    within = _metadata(folder / WEIGHTS).get("config")
+    if within is not None and config.fingerprint is not None:
+        within = _parse_config(within, folder, WEIGHTS)
+        config = config if config.fingerprint == within.fingerprint else within
+    return config
+
+
+def _parse_config(text: str | bytes, folder: Path, name: str) -> AdapterConfig:
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads(text)
         schema = int(config["schema"])
         if schema <= SCHEMA:
-            own = [str(config[name]) if schema > 1 else None for name in ("write_fingerprint", "fingerprint")]
+            own = [str(config[key]) if schema > 1 else None for key in ("write_fingerprint", "fingerprint")]
             return AdapterConfig(str(config["backbone"]), str(config["backbone_fingerprint"]),
                                  MemorySettings.from_mapping(config["settings"]), *own)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG} is damaged ({error}): save the adapter again") from error
+        raise ValueError(f"{folder / name} is damaged ({error}): save the adapter again") from error
     raise ValueError(f"{folder} has schema {schema}, this version reads up to {SCHEMA}: update pdmem")
+
+
+def _metadata(weights: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(weights, "pt") as file:
+            return file.metadata() or {}
+    except Exception as error:  # safetensors raises a type of its own
+        raise ValueError(f"{weights} is damaged ({_first_line(error)}): save the adapter again") from error
 
 
 def load_weights(model: "MemoryModel", folder: Path, config: AdapterConfig) -> None:
