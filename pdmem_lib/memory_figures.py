@@ -536,7 +536,7 @@ def gates(values: ArrayLike | Mapping[str, ArrayLike], subtitle: str, name: str 
     if len(arrays) > 4:
         z = np.stack([gate if axes == "L" else abs(gate).mean(axis=1) for gate in arrays.values()], 1)  # (L, moments)
         kind = name if axes == "L" else f"|{name}|,<br>mean over<br>heads"
-        sides = dict(colorscale=DIVERGING, zmin=-reach, zmax=reach) if axes == "L" else dict(
+        sides = dict(colorscale=DIVERGING, zmin=-reach, zmax=reach) if z.min() < 0 else dict(
             colorscale=SEQUENTIAL, zmin=0, zmax=z.max() or 1)
         figure = go.Figure(_heat(z, list(arrays), blocks, "%{z:.3g}", colorbar=_bar(kind), **sides, xgap=1, ygap=1))
         labels = list(arrays)
