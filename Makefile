@@ -1,7 +1,7 @@
 # Everything by one command; `make help` lists them. Needs Python 3.11 or 3.12 and a package index, nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce foretell recall chapters test bench lab clean
+.PHONY: help setup reproduce foretell recall chapters test bench audit lab clean
 
 # What to run. Empty: what the preset says.
 PRESET ?= quick
@@ -88,6 +88,12 @@ test: $(READY) ## pytest, then every chapter notebook and the solutions (PYTEST_
 
 bench: $(READY) ## how fast the library is, as ratios (ONLY="train generate" for a part); writes figures/benchmark.csv
 	@$(RUN) tests/benchmarks/bench.py --backbone "$(or $(BACKBONE),auto)" --data "$(or $(DATA),auto)" $(if $(ONLY),--only $(ONLY))
+
+AUDIT := build/audit
+audit: $(READY) ## ask the index's advisories for known holes of what is installed (needs a network; says so without)
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install -qq pip-audit==2.10.1; }
+	@$(RUN) -m pip list --format freeze --exclude pdmem | sed 's/+cpu$$//' > $(AUDIT)/pins.txt
+	@$(AUDIT)/bin/python tests/audit.py $(AUDIT)/pins.txt
 
 lab: $(READY) ## open the notebooks in JupyterLab, on this machine only
 	@$(RUN) -m jupyterlab --ip=127.0.0.1

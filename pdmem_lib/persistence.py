@@ -27,7 +27,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,16 +124,18 @@ def adapter_folder(name: str | Path, revision: str | None = None) -> Path:
 def read_config(folder: Path) -> AdapterConfig:
     """The folder's ``config.json``, checked; FileNotFoundError where either file is missing.
 
-    Where a save was cut off between the two files, config.json is of the weights before: then the config in the weights.
+    Where a save was cut off between the two files, config.json is of the weights before: if it differs from the config
+    in the weights by their fingerprint alone, the latter is taken.
     """
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder} holds no {file}: give a folder written by save_pretrained")
     config = _parse_config((folder / CONFIG).read_bytes(), folder, CONFIG)
     within = _metadata(folder / WEIGHTS).get("config")
-    if within is not None and config.fingerprint is not None:
+    if within is not None:
         within = _parse_config(within, folder, WEIGHTS)
-        config = config if config.fingerprint == within.fingerprint else within
+        if replace(config, fingerprint=within.fingerprint) == within:
+            return within
     return config
 
 

@@ -75,14 +75,15 @@ def test_a_flipped_bit_among_the_tensors_is_noticed(model, tmp_path):
 
 
 def test_a_save_cut_off_between_its_two_files_is_the_new_adapter(model, tmp_path):
-    m, other = model("slot"), model("gated")
+    m = model("slot")
     m.save_pretrained(tmp_path)
     config = (tmp_path / "config.json").read_text()
-    other.save_pretrained(tmp_path)
+    with torch.no_grad():
+        m.parameters()[0].add_(1)
+    m.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(config)
     back = pdmem.MemoryModel.from_pretrained(tmp_path, m.backbone)
-    assert back.settings == other.settings
-    assert persistence.adapter_fingerprint(back) == persistence.adapter_fingerprint(other)
+    assert persistence.adapter_fingerprint(back) == persistence.adapter_fingerprint(m)
 
 
 def test_weights_that_know_no_config_are_refused_beside_that_of_others(model, tmp_path):

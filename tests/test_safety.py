@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from audit import report
 
 import pdmem_lib as pdmem
 from pdmem_lib.experiment import Experiment
@@ -251,3 +252,14 @@ def test_tables_of_data_show_as_text_in_a_notebook():
                            questions_per_bucket=1, max_new_tokens=1, progress=False).per_question
     assert "&lt;script&gt;" in table._repr_html_()
     assert {tag for tag, _ in Tags(table._repr_html_()).found} <= {"div", "style", "table", "thead", "tbody", "tr", "th", "td", "p"}
+
+
+# ---- dependencies ----------------------------------------------------------------------------------------------------
+
+
+def test_an_audit_fails_for_a_hole_and_says_what_was_not_scanned():
+    hole = {"id": "CVE-2026-1", "fix_versions": ["1.1"]}
+    sound, holed = ({"name": "a", "version": "1.0", "vulns": vulns} for vulns in ([], [hole]))
+    assert report([sound]) == (0, "1 packages scanned, 0 known holes")
+    status, text = report([sound, holed, {"name": "b", "skip_reason": "not found"}])
+    assert status == 1 and "a 1.0: CVE-2026-1, mended in 1.1" in text and "NOT scanned" in text and "(b ...)" in text

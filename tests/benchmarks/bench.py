@@ -284,7 +284,7 @@ def grow_tables(bench: Bench, folder: Path) -> None:
     table = grow.grow(bench.backbone, bench.rounds)
     table.to_csv(folder / "growth.csv", index=False, float_format="%.4g")
     cost_figures.serving(table).to_csv(folder / "serving.csv", index=False, float_format="%.4g")
-    figures.save(cost_figures.growth(table, "What a memory costs as it grows"), folder / "growth")
+    figures.save(cost_figures.growth(table, "What a memory costs as it grows"), folder, "growth")
 
 
 def profile_tables(bench: Bench, folder: Path) -> None:
