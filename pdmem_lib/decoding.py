@@ -26,7 +26,10 @@ def greedy_lines(backbone: Backbone, ids: Tensor, mask: Tensor, injection: seam.
     """
     from transformers import DynamicCache
 
-    model, tokenizer = backbone.model, backbone.tokenizer
+    model, tokenizer, device = backbone.model, backbone.tokenizer, ids.device.type
+    head = model.get_output_embeddings().weight
+    if torch.is_autocast_enabled(device):
+        head = head.to(torch.get_autocast_dtype(device))  # once, and not once a step
     newlines, stop = torch.tensor(backbone.newline_ids, device=ids.device), tokenizer.eos_token_id
     cache, positions = DynamicCache(config=model.config), start + positions_of(mask)
     lines: list[list[int]] = [[] for _ in ids]
@@ -36,7 +39,7 @@ def greedy_lines(backbone: Backbone, ids: Tensor, mask: Tensor, injection: seam.
         with seam.inject(model, injection):
             hidden = model.base_model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
                                       use_cache=True).last_hidden_state[:, -1]
-        ids = model.get_output_embeddings()(hidden).argmax(dim=-1)  # (B,)
+        ids = (hidden @ head.T).argmax(dim=-1)  # (B,)
         for row, token in zip(going, ids.tolist(), strict=True):
             lines[row].append(token)
         ends = torch.isin(ids, newlines)

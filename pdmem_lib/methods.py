@@ -344,10 +344,14 @@ class BranchReader(AttentionCoupledBank):
         All tokens of the batch are queries of one attention, so that the bank is not copied for each row.
         """
         Q = self.heads(F.rms_norm(h.flatten(0, 1), h.shape[-1:], eps=1e-6) @ self.read_Q)  # (h, B T, d/h)
-        A = (Q @ K.mT.to(Q.dtype) / Q.shape[-1] ** 0.5).softmax(dim=-1)  # (h, B T, M): cheaper than sdpa's backward pass
+        K, V = K.to(Q.dtype), V.to(Q.dtype)
+        if torch.is_grad_enabled() or seen is not None:  # cheaper than sdpa with its backward pass
+            A = (Q @ K.mT / Q.shape[-1] ** 0.5).softmax(dim=-1)  # (h, B T, M)
+            read = A.to(V.dtype) @ V  # (h, B T, d/h)
+        else:
+            read = F.scaled_dot_product_attention(Q[None], K[None], V[None])[0]
         if seen is not None:
             seen.append(A.detach().float().unflatten(1, h.shape[:2]).transpose(0, 1))  # (B, h, T, M)
-        read = A @ V.to(A.dtype)  # (h, B T, d/h)
         return (read.transpose(0, 1).flatten(1) @ self.read_O).view(h.shape)
 
     @abstractmethod

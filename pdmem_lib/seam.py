@@ -176,6 +176,11 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
         plain, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **stock)  # (B, T, h, dk)
     if memory is None:
         return plain, None
+    lse_input = to_input.float().logsumexp(dim=-1, keepdim=True)  # (B, h_kv, r, T, 1): the softmax mass on all of the input
+    gate = None if memory.gate is None else torch.tanh(memory.gate)  # (h,)
+    if _fused_reads(memory, query):
+        change = _fused_change(grouped, lse_input, plain, memory)
+        return plain + (change if gate is None else gate[:, None].to(value.dtype) * change), None
     M = memory.keys.shape[2]
     to_memory = _by_run("bhrtd,hmd->bhrtm", grouped, memory.keys, memory.rows)  # (B, h_kv, r, T, M)
     visible = _visible_entries(memory, B, T, S, M, query.device)
@@ -183,19 +188,39 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
         to_memory = to_memory.masked_fill(~visible, torch.finfo(to_memory.dtype).min)
 
     # the input is one more column, whose weight is the softmax mass on all of it and whose value is the plain output
-    columns = [to_memory, to_input.float().logsumexp(dim=-1, keepdim=True)]
-    weights = torch.cat(columns, dim=-1).softmax(dim=-1)  # (B, h_kv, r, T, M + 1), float32
+    weights = torch.cat([to_memory, lse_input], dim=-1).softmax(dim=-1)  # (B, h_kv, r, T, M + 1), float32
     values = torch.nn.functional.pad(memory.values, (0, 0, 0, 1))  # the last column is added below
     joint = _by_run("bhrtm,hmd->bhrtd", weights.to(value.dtype), values, memory.rows)
     joint = _by_head(joint) + _by_head(weights[..., -1:]).to(value.dtype) * plain
     change = joint - plain
-    if memory.gate is not None:  # plain + tanh(gate) (joint - plain), which is plain itself at gate 0
-        gate = torch.tanh(memory.gate)  # (h,)
+    if gate is not None:  # plain + tanh(gate) (joint - plain), which is plain itself at gate 0
         change = gate[:, None].to(value.dtype) * change
-        weights = gate.abs().view(h_kv, -1, 1, 1) * weights
     if memory.seen is not None:
-        memory.seen.append(weights[..., :-1].detach().flatten(1, 2))  # (B, h, T, M)
+        let_in = 1 if gate is None else gate.abs().view(h_kv, -1, 1, 1)
+        memory.seen.append((let_in * weights[..., :-1]).detach().flatten(1, 2))  # (B, h, T, M)
     return plain + change, None
+
+
+def _fused_reads(memory: KeyValues, query: Tensor) -> bool:
+    """Whether torch's fused attention can read the bank: it has no gradient, no weights to look at and, here, no mask."""
+    return (not torch.is_grad_enabled() and query.device.type == "cpu" and memory.seen is None and memory.valid is None
+            and not memory.causal and memory.rows is None)
+
+
+def _fused_change(grouped: Tensor, lse_input: Tensor, plain: Tensor, memory: KeyValues) -> Tensor:
+    """What the memory changes of ``plain`` (B, T, h, dk), by an attention of its own over the bank: w (read - plain)
+    with w the part of the softmax mass that lies on the bank."""
+    B, h_kv, r, T, dk = grouped.shape
+    Bm = len(memory.keys)
+    rows = grouped.reshape(Bm, B // Bm, h_kv, r * T, dk).transpose(1, 2).flatten(2, 3)  # (Bm, h_kv, rows, dk)
+    keys, values = memory.keys.to(rows.dtype), memory.values.to(rows.dtype)
+    read, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(rows, keys, values, scale=1.0)
+
+    def back(x: Tensor) -> Tensor:  # (Bm, h_kv, rows, n) -> (B, T, h, n)
+        return _by_head(x.unflatten(2, (B // Bm, r, T)).transpose(1, 2).flatten(0, 1))
+
+    w = torch.sigmoid(back(lse[..., None]) - _by_head(lse_input))
+    return w.to(plain.dtype) * (back(read) - plain)
 
 
 def _cheap_backward(query: Tensor) -> bool:
