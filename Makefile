@@ -11,6 +11,8 @@ METHODS ?=
 CAPACITIES ?=
 SEEDS ?=
 CORES ?=
+# 1: the report adds what is made now to the runs whose tables lie in figures/ already, made elsewhere or before.
+KEEP ?=
 PYTEST_ARGS ?= -n 2 --dist loadscope
 
 # Where to run it: .venv, made here; with NO_VENV=1 the environment that is active (conda's, say).
@@ -36,7 +38,7 @@ CHAPTERS := $(filter-out notebooks/9%,$(wildcard notebooks/[0-9]*.ipynb)) $(wild
 
 help: ## list the targets
 	@sed -n 's/^\([a-z.]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
-	@echo "  Variables: PRESET=smoke|quick|full BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 NO_VENV=1"
+	@echo "  Variables: PRESET=smoke|quick|full BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 KEEP=1 NO_VENV=1"
 
 setup: $(READY) ## make the environment (the others do it by themselves)
 
@@ -62,7 +64,7 @@ $(VENV)/.ready: pyproject.toml
 	@$(PIP) -q --no-deps "$(FALLBACK)" >&2
 
 reproduce: $(READY) ## run the study: PRESET=smoke (3 min), quick (20 min, the default) or full (the published protocol)
-	@$(RUN) notebooks/reproduce.py --preset "$(PRESET)" --backbone "$(BACKBONE)" --data "$(DATA)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(CORES),--cores "$(CORES)")
+	@$(RUN) notebooks/reproduce.py --preset "$(PRESET)" --backbone "$(BACKBONE)" --data "$(DATA)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(KEEP),--keep "$(KEEP)") $(if $(CORES),--cores "$(CORES)")
 
 foretell: $(READY) ## how long a preset's runs will take on this machine, without making them: PRESET=full, and the same choices
 	@$(RUN) -m pdmem_lib foretell --preset "$(PRESET)" --backbone "$(or $(BACKBONE),auto)" --data "$(or $(DATA),auto)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(CORES),--cores "$(CORES)")

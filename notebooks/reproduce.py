@@ -32,7 +32,7 @@ NOISE = re.compile(
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in "preset backbone data methods capacities seeds runs figures threads gpu template report".split():
+    for name in "preset backbone data methods capacities seeds runs figures threads gpu template report keep".split():
         parser.add_argument(f"--{name}", default="", help="the setting of that name in the Snakefile")
     parser.add_argument("--cores", type=int, default=0, help="runs side by side; by default what this machine allows")
     asked = parser.parse_args()

@@ -118,7 +118,13 @@ def label_panels(figure: go.Figure, panels: dict[str, tuple[int, int]], x_title:
     for row, column in panels.values():
         if (row + 1, column) not in panels.values():  # the lowest of its column
             figure.update_xaxes(title=x_title, row=row, col=column)
+    lower_labels(figure)
     figure.update_yaxes(title=y_title, rangemode="tozero", col=1)
+
+
+def lower_labels(figure: go.Figure) -> None:
+    """Room between an axis and its labels, for marks that stand on the axis."""
+    figure.update_xaxes(ticks="outside", ticklen=8, tickcolor="rgba(0,0,0,0)")
 
 
 def bar_style(colour: str, fill: Fill) -> dict:

@@ -337,6 +337,65 @@ def turn_finding(turns: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.
     return pd.DataFrame(rows)
 
 
+def retained_intervals(table: pandas.DataFrame, resamples: int = 1000, seed: int = 0) -> pandas.DataFrame:
+    """The published score with 95 % intervals over questions: method, capacity, lag (a bucket, or "mean" of the smoothed
+    buckets), n, value, low, high, in %, means over the seeds.
+
+    The percentile bootstrap draws questions, the same for all seeds, and does all that the metric does with each draw:
+    clip, average by bucket, smooth. A clipped score's interval hardly reaches 0: read it beside `noise_floor`. ``table``
+    as there.
+    """
+    import pandas as pd
+
+    labels, rows = [bucket.label for bucket in metrics.LAG_BUCKETS], []
+    for (method, capacity), group in _by_method(table):
+        curves: list[np.ndarray] = []
+        for _, run in group.groupby("seed"):
+            Q = len(run)
+            member = np.eye(len(labels))[[labels.index(metrics.bucket_of(lag)) for lag in run["lag"]]]  # (Q, buckets)
+            scores = 100 * np.asarray(metrics.retained(run["f1_own"], run["f1_zero"]))
+            drawn = np.concatenate([np.ones((1, Q)), _draws(np.random.default_rng(seed), Q, resamples)])  # (1+R, Q)
+            n = drawn @ member
+            raw = np.divide(drawn @ (scores[:, None] * member), n, out=np.full(n.shape, np.nan), where=n > 0)
+            curves.append(np.array([metrics.isotonic_non_increasing(*pair) for pair in zip(raw, n, strict=True)]))
+        counts, mean = member.sum(axis=0).astype(int), np.mean(curves, axis=0)  # (1+R, buckets)
+        for lag, count, values in (*zip(labels, counts, mean.T, strict=True), ("mean", Q, np.nanmean(mean, axis=1))):
+            low, high = np.nanquantile(values[1:], [ALPHA / 2, 1 - ALPHA / 2]) if count > 1 else (np.nan, np.nan)
+            rows.append(dict(method=method, capacity=capacity, lag=lag, n=count, value=values[0], low=low, high=high))
+    return pd.DataFrame(rows, columns=["method", "capacity", "lag", "n", "value", "low", "high"])
+
+
+def dichotomy(table: pandas.DataFrame, strong: Sequence[str], weak: Sequence[str],
+              resamples: int = RESAMPLES) -> pandas.DataFrame:
+    """Do the ``strong`` methods keep more than the ``weak``? Question by question, the mean over the ones minus the mean
+    over the others: capacity, score, unit, the fields of `Estimate`, and told: "yes", "the reverse" or `UNTOLD`.
+
+    Of the published score (clipped F1), of F1 own - zero, and of the log-probability own - other. "yes" by the same rule
+    as `RULE`: both intervals above 0, p below 0.05. A capacity at which one of the methods was not run has no rows; only
+    seeds that all of them were run with count. ``table`` as in `estimates`.
+    """
+    import pandas as pd
+
+    scores = {"retained": ("points", 100, lambda t: (t["f1_own"] - t["f1_zero"]).clip(lower=0)),
+              "f1 own - zero": ("points", 100, lambda t: t["f1_own"] - t["f1_zero"]),
+              "logp own - other": ("nats per token", 1, lambda t: t["logp_own"] - t["logp_other"])}
+    sign = {**dict.fromkeys(strong, 1 / len(strong)), **dict.fromkeys(weak, -1 / len(weak))}
+    table, rows = table[table["method"].isin(sign)], []
+    for capacity, group in table.groupby("capacity"):
+        runs = group.groupby("seed")["method"].nunique()
+        group = group[group["seed"].isin(runs.index[runs == len(sign)])]
+        if group.empty:
+            continue
+        for score, (unit, scale, value) in scores.items():
+            part = group.assign(value=value(group) * group["method"].map(sign))
+            summed = part.groupby(["seed", "conversation", "number"], as_index=False)["value"].sum(min_count=len(sign))
+            found = estimate(*differences(summed.assign(none=0.0), "value", "none"), resamples)
+            values = {k: v if k in ("p", "n", "conversations", "seeds") else scale * v for k, v in asdict(found).items()}
+            told = {REMEMBERS: "yes", WORSE: "the reverse", UNTOLD: UNTOLD}[found.verdict]
+            rows.append(dict(capacity=capacity, score=score, unit=unit, **values, told=told))
+    return pd.DataFrame(rows, columns=["capacity", "score", "unit", *Estimate.__dataclass_fields__, "told"])
+
+
 def reference_points(questions: pandas.DataFrame, references: pandas.DataFrame,
                      resamples: int = RESAMPLES) -> pandas.DataFrame:
     """Quality against cost: a row for the frozen model, each text in its prompt, what was trained without memory, and

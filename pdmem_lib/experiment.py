@@ -302,21 +302,26 @@ def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "p
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:
-    """The record of the finished run in ``folder``; ValueError where it or a table that it names is damaged.
-
-    One written before records carried checksums is taken at its word.
-    """
+    """The record of the finished run in ``folder``; ValueError where it or a table that it names is damaged."""
     file = Path(folder) / "record.json"
-    try:
-        record = json.loads(file.read_bytes())
-        checked = "checksum" in record
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}): make the run again") from error
-    record = load_json(file) if checked else record
+    record = read_record(file)
     for name, checksum in record.get("files", {}).items():
         if file_checksum(file.with_name(name)) != checksum:
             raise ValueError(f"{file.with_name(name)} is damaged (its checksum differs): make the run again")
     return record
+
+
+def read_record(file: str | Path) -> dict[str, Any]:
+    """A record alone, wherever it lies; ValueError where it is damaged.
+
+    One written before records carried checksums is taken at its word.
+    """
+    try:
+        record = json.loads(Path(file).read_bytes())
+        checked = "checksum" in record
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): make the run again") from error
+    return load_json(file) if checked else record
 
 
 def run_record(experiment: Experiment, model: MemoryModel, data: Data, seconds: float) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from ._plot import (FONT, INK, SEED, WIDTH, add_to_panel, bar_style, capacity_legend, fill_of, finish, groups,
-                    label_panels, literal, look_of, method_panels, ordered, panel_height, require, span, times)
+                    label_panels, literal, look_of, lower_labels, method_panels, ordered, panel_height, require, span,
+                    times)
 from .data_figures import how_far_back, lags_by_category, session_timeline
 from .diagrams import block_diagram
 from .evidence_figures import (MEMORIES, breakdown, clipping, controls_chart, effect_intervals, log_probability_bars,
@@ -141,6 +142,7 @@ def knowledge_curves(table: pd.DataFrame, subtitle: str) -> go.Figure:
     shown = sessions[np.unique(np.linspace(0, len(sessions) - 1, min(5, len(sessions))).round().astype(int))]
     ticks = [f"{session:g}<br>n={span(counts.get_group(session))}" for session in shown]
     figure.update_xaxes(tickvals=shown, ticktext=ticks, title="session (n questions asked by then)")
+    lower_labels(figure)
     figure.update_yaxes(title="K, mean F1 (%)", rangemode="tozero", col=1)
     return finish(figure, "Knowledge curves", subtitle).update_layout(
         margin=dict(r=230, b=100), legend=dict(orientation="v", x=1.01, xref="paper", xanchor="left", y=1, yref="paper",

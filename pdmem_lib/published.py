@@ -7,9 +7,12 @@ They are other backbones, and [C] another kind of model: beside ours they are a 
 
 from typing import TYPE_CHECKING
 
+from . import estimates
+
 if TYPE_CHECKING:
     import pandas
 
+STRONG, WEAK = ("cross_attention", "hebbian", "slot"), ("prefix", "kv_extension", "gated")  # at 1x [A]
 COLUMNS = ("source", "backbone", "method", "capacity", "quantity", "lag", "low", "high", "printed")
 GPT2, XL, BASE = ("A", "gpt2"), ("C", "flan-t5-xl"), ("C, first version", "flan-t5-base")
 BUCKETS = ("0–31", "32–63", "64–127", "128–255", "256+")
@@ -17,9 +20,9 @@ BUCKETS = ("0–31", "32–63", "64–127", "128–255", "256+")
 # methods, capacity (None: not said), quantity, lag, low, high, as printed. A single number is low and high; what is
 # printed as "below" has no low, what is said without a number has neither.
 _A = [
-    (("cross_attention", "hebbian", "slot"), 1, "retained", "", 7, 18, "7–18 %"),
-    (("cross_attention", "hebbian", "slot"), 1, "ΔK", "", 7, 10, "7–10"),
-    (("prefix", "kv_extension", "gated"), 1, "retained", "", None, 0.4, "< 0.4 %"),
+    (STRONG, 1, "retained", "", 7, 18, "7–18 %"),
+    (STRONG, 1, "ΔK", "", 7, 10, "7–10"),
+    (WEAK, 1, "retained", "", None, 0.4, "< 0.4 %"),
     (("prefix", "cross_attention", "kv_extension", "hebbian", "gated", "slot"), 10, "retained", "", None, None,
      "all six converge"),
 ]
@@ -69,3 +72,55 @@ def table() -> "pandas.DataFrame":
             for methods, capacity, *rest in block for method in methods]
     found = pd.DataFrame(rows, columns=list(COLUMNS))
     return found.astype({"capacity": "Int64", "low": float, "high": float})
+
+
+def beside(questions: "pandas.DataFrame", knowledge: "pandas.DataFrame", verdicts: "pandas.DataFrame",
+           resamples: int = 1000) -> "pandas.DataFrame":
+    """`table` with what these runs measured beside each number: ours, ours_low and ours_high (95 % over questions; NaN
+    where none is known), n (questions) and verdict (`estimates.RULE`); ours is NaN where it was not run.
+
+    ``questions``: the runs' tables of questions, ``knowledge`` their knowledge curves (method, capacity, seed, session,
+    n, K), ``verdicts`` method, capacity and verdict as `estimates.estimates` gives them. Where no capacity is printed, ours is that at 1x. "all six" is the range over the methods run at that
+    capacity, in ours_low and ours_high, without a value. ΔK and K_30 (after the last session) are means over seeds.
+    """
+    import pandas as pd
+
+    kept = estimates.with_memory(questions)
+    scores = estimates.retained_intervals(kept, resamples).set_index(["method", "capacity", "lag"])
+    decided = verdicts.query("verdict != ''").set_index(["method", "capacity"])["verdict"]
+    rows = []
+    for row in table().itertuples():
+        capacity = 1 if pd.isna(row.capacity) else int(row.capacity)
+        found = _ours(row, capacity, kept, questions, knowledge, scores)
+        rows.append(found | dict(verdict=decided.get((row.method, capacity), "")))
+    return pd.concat([table(), pd.DataFrame(rows)], axis=1).astype({"n": "Int64"})
+
+
+def _ours(row, capacity: int, kept: "pandas.DataFrame", questions: "pandas.DataFrame", knowledge: "pandas.DataFrame",
+          scores: "pandas.DataFrame") -> dict:
+    """ours, ours_low, ours_high and n for one printed number."""
+    nan = float("nan")
+    missing = dict(ours=nan, ours_low=nan, ours_high=nan, n=None)
+    if row.quantity == "retained":
+        lag = {"": "mean", "short": BUCKETS[0]}.get(row.lag, row.lag)
+        if (row.method, capacity, lag) not in scores.index:
+            return missing
+        found = scores.loc[(row.method, capacity, lag)]
+        return dict(ours=found["value"], ours_low=found["low"], ours_high=found["high"], n=found["n"])
+    if row.quantity in ("ΔK", "K_30"):
+        mine = knowledge[(knowledge["method"] == row.method) & (knowledge["capacity"] == capacity)]
+        if mine.empty:
+            return missing
+        curves = [run.sort_values("session") for _, run in mine.groupby("seed")]
+        first = [run["K"].iloc[0] if row.quantity == "ΔK" else 0.0 for run in curves]
+        last = [run["K"].iloc[-1] for run in curves]
+        mean = sum(b - a for a, b in zip(first, last, strict=True)) / len(curves)
+        return missing | dict(ours=mean, n=curves[0]["n"].iloc[0 if row.quantity == "ΔK" else -1])
+    if row.quantity == "F1":
+        one = questions.drop_duplicates(["conversation", "number"]).assign(none=0.0, seed=0)
+        found = estimates.estimate(*estimates.differences(one, "f1_off", "none"))
+        return dict(ours=100 * found.effect, ours_low=100 * found.low, ours_high=100 * found.high, n=found.n)
+    sides = {"tax": ("f1_off", "f1_zero"), "benefit": ("f1_own", "f1_off")}[row.quantity]
+    mine = kept[kept["capacity"] == capacity]
+    means = [100 * (run[sides[0]] - run[sides[1]]).mean() for _, run in mine.groupby("method")]
+    return missing | dict(ours_low=min(means), ours_high=max(means)) if means else missing

@@ -13,10 +13,11 @@ Everything that knows an architecture is in `blocks`, `attention_of` and `final_
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 IMPLEMENTATION = "pdmem"  # the name under which transformers finds the attention function below
 
@@ -50,6 +51,23 @@ class KeyValues:
     causal: bool = False  # entry j belongs to input column j and is seen from column j on (M.4)
     seen: list[Tensor] | None = None  # where attention to memory is collected, (B, h, T, M) a call
     rows: tuple[int, ...] | None = None  # how many rows each run has, (Bm,); None: all equally many
+    _with_input: dict = field(default_factory=dict, init=False, repr=False)
+
+    def with_input(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values (Bm, h_kv, M + 1, dk + n): the last entry stands for all of the input (`_fused_change`).
+
+        Made once for all tokens that are generated.
+        """
+        made = dtype, torch.is_grad_enabled()
+        if made not in self._with_input:
+            dk = self.keys.shape[-1]
+            n = 16 - dk % 16 if dk % 16 < 15 else 17  # at least two, and a width that the kernels like
+            keys, values = (pad(x.to(dtype), (0, n, 0, 1)) for x in (self.keys, self.values))
+            of_input = torch.zeros(2, *keys.shape[-2:], dtype=dtype, device=keys.device)
+            of_input[0, -1, dk : dk + 2] = 1  # the score is what stands in the query's two further places
+            of_input[1, -1, dk] = 1  # the value is its own weight
+            self._with_input[made] = keys + of_input[0], values + of_input[1]
+        return self._with_input[made]
 
 
 @dataclass
@@ -178,7 +196,7 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
         return plain, None
     lse_input = to_input.float().logsumexp(dim=-1, keepdim=True)  # (B, h_kv, r, T, 1): the softmax mass on all of the input
     gate = None if memory.gate is None else torch.tanh(memory.gate)  # (h,)
-    if _fused_reads(memory, query):
+    if _fused_reads(memory):
         change = _fused_change(grouped, lse_input, plain, memory)
         return plain + (change if gate is None else gate[:, None].to(value.dtype) * change), None
     M = memory.keys.shape[2]
@@ -189,7 +207,7 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
 
     # the input is one more column, whose weight is the softmax mass on all of it and whose value is the plain output
     weights = torch.cat([to_memory, lse_input], dim=-1).softmax(dim=-1)  # (B, h_kv, r, T, M + 1), float32
-    values = torch.nn.functional.pad(memory.values, (0, 0, 0, 1))  # the last column is added below
+    values = pad(memory.values, (0, 0, 0, 1))  # the last column is added below
     joint = _by_run("bhrtm,hmd->bhrtd", weights.to(value.dtype), values, memory.rows)
     joint = _by_head(joint) + _by_head(weights[..., -1:]).to(value.dtype) * plain
     change = joint - plain
@@ -201,32 +219,38 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
     return plain + change, None
 
 
-def _fused_reads(memory: KeyValues, query: Tensor) -> bool:
-    """Whether torch's fused attention can read the bank: it has no gradient, no weights to look at and, here, no mask."""
-    return (not torch.is_grad_enabled() and query.device.type == "cpu" and memory.seen is None and memory.valid is None
-            and not memory.causal and memory.rows is None)
+def _fused_reads(memory: KeyValues) -> bool:
+    """Whether torch's fused attention can read the bank (no weights to look at, no mask, runs of equally many rows), and
+    is the faster way: its backward pass pays from some hundred entries on."""
+    return (memory.seen is None and memory.valid is None and not memory.causal and memory.rows is None
+            and (memory.keys.shape[2] >= 256 or not torch.is_grad_enabled()))
 
 
 def _fused_change(grouped: Tensor, lse_input: Tensor, plain: Tensor, memory: KeyValues) -> Tensor:
-    """What the memory changes of ``plain`` (B, T, h, dk), by an attention of its own over the bank: w (read - plain)
-    with w the part of the softmax mass that lies on the bank."""
+    """What the memory changes of ``plain`` (B, T, h, dk), without keeping a weight an entry: joint - plain.
+
+    One fused attention over the bank and one more entry that stands for all of the input: its score, ``lse_input``, is
+    carried in two further places of the query (in halves, so that bf16 keeps it), and its weight comes back as a value.
+    """
     B, h_kv, r, T, dk = grouped.shape
-    Bm = len(memory.keys)
-    rows = grouped.reshape(Bm, B // Bm, h_kv, r * T, dk).transpose(1, 2).flatten(2, 3)  # (Bm, h_kv, rows, dk)
-    keys, values = memory.keys.to(rows.dtype), memory.values.to(rows.dtype)
-    read, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(rows, keys, values, scale=1.0)
-
-    def back(x: Tensor) -> Tensor:  # (Bm, h_kv, rows, n) -> (B, T, h, n)
-        return _by_head(x.unflatten(2, (B // Bm, r, T)).transpose(1, 2).flatten(0, 1))
-
-    w = torch.sigmoid(back(lse[..., None]) - _by_head(lse_input))
-    return w.to(plain.dtype) * (back(read) - plain)
+    keys, values = memory.with_input(grouped.dtype)
+    Bm, _, _, width = keys.shape
+    high = lse_input.to(grouped.dtype)
+    query = pad(torch.cat([grouped, high, (lse_input - high).to(grouped.dtype)], dim=-1), (0, width - dk - 2))
+    rows = query.reshape(Bm, B // Bm, h_kv, r * T, width).transpose(1, 2).flatten(2, 3)  # (Bm, h_kv, rows, width)
+    parts = 2 if rows.requires_grad and rows.device.type == "cpu" and rows.shape[2] % 2 == 0 else 1
+    rows = rows.unflatten(2, (parts, -1)).transpose(1, 2).flatten(0, 1)  # a core takes a head: more heads than cores
+    keys, values = (x[:, None].expand(-1, parts, -1, -1, -1).flatten(0, 1) for x in (keys, values))
+    read = scaled_dot_product_attention(rows, keys, values, scale=1.0)  # (Bm parts, h_kv, rows / parts, width)
+    read = read.unflatten(0, (Bm, parts)).transpose(1, 2).flatten(2, 3)
+    read = _by_head(read.unflatten(2, (B // Bm, r, T)).transpose(1, 2).flatten(0, 1))  # (B, T, h, width)
+    return read[..., :dk] + (read[..., dk : dk + 1] - 1) * plain
 
 
 def _cheap_backward(query: Tensor) -> bool:
     """Whether attention by matmuls has the faster backward pass: on a CPU and over short inputs it takes a third of the
     time of sdpa's. The forward pass rounds in another order, so only a pass with a gradient uses it."""
-    return query.requires_grad and query.device.type == "cpu" and query.shape[2] <= 1024
+    return query.requires_grad and query.device.type == "cpu" and query.shape[2] <= 200
 
 
 def _by_head(x: Tensor) -> Tensor:

@@ -295,3 +295,67 @@ def test_clipping_without_noise_is_the_effect_and_what_cannot_be_is_refused():
             estimates.simulate_clipping(**dict(spread=0.1) | wrong)
     with pytest.raises(ValueError, match="2 lags for 80 questions"):
         estimates.simulate_clipping(0.1, lags=[1, 2])
+
+
+# ---- all six beside each other ---------------------------------------------------------------------------------------
+
+SIX = ("cross_attention", "hebbian", "slot", "prefix", "kv_extension", "gated")
+
+
+def six_methods(gain, seeds=(42,), capacity=1, n=90):
+    """Six methods asked the same questions; the first three score ``gain`` higher under their own memory."""
+    rows = []
+    for seed in seeds:
+        for i, method in enumerate(SIX):
+            rng = np.random.default_rng([seed, i])
+            zero = rng.uniform(0.2, 0.5, n)
+            own = zero + rng.normal(0, 0.05, n) + gain * (method in SIX[:3])
+            rows.append(pd.DataFrame(dict(method=method, capacity=capacity, seed=seed, number=range(n),
+                                          conversation=np.repeat(["a", "b", "c"], n // 3), lag=np.resize([1, 40, 300], n),
+                                          f1_own=own, f1_zero=zero, logp_own=own, logp_other=zero)))
+    return pd.concat(rows, ignore_index=True)
+
+
+@pytest.mark.parametrize("gain, told", [(0.15, "yes"), (0.0, UNTOLD), (-0.15, "the reverse")])
+def test_the_dichotomy_is_told_where_it_is(gain, told):
+    found = estimates.dichotomy(six_methods(gain), SIX[:3], SIX[3:]).set_index("score")
+    assert found.loc["f1 own - zero", "told"] == found.loc["logp own - other", "told"] == told
+    assert found.loc["f1 own - zero", "effect"] == pytest.approx(100 * gain, abs=2.5)
+    assert found.loc["logp own - other", "effect"] == pytest.approx(gain, abs=0.025)
+    assert found.loc["retained", "effect"] > 10 if gain > 0 else found.loc["retained", "effect"] <= 1  # it is clipped
+
+
+def test_a_dichotomy_wants_all_six_of_a_seed():
+    whole = six_methods(0.15, seeds=(42, 43))
+    part = whole[(whole["method"] != "slot") | (whole["seed"] == 42)]
+    assert set(estimates.dichotomy(whole, SIX[:3], SIX[3:])["seeds"]) == {2}
+    assert set(estimates.dichotomy(part, SIX[:3], SIX[3:])["seeds"]) == {1}
+    assert estimates.dichotomy(whole[whole["method"] != "slot"], SIX[:3], SIX[3:]).empty
+
+
+def test_retained_intervals_are_about_the_metrics_own_score():
+    table = six_methods(0.05, seeds=(42, 43))
+    found = estimates.retained_intervals(table, resamples=400).set_index(["method", "capacity", "lag"])
+    for method, group in table.groupby("method"):
+        curves = [metrics.forgetting_curve(run["lag"], metrics.retained(run["f1_own"], run["f1_zero"]))
+                  for _, run in group.groupby("seed")]
+        for bucket in ("0–31", "32–63", "256+"):
+            expected = np.mean([curve.set_index("bucket")["smoothed"][bucket] for curve in curves])
+            assert found.loc[(method, 1, bucket), "value"] == pytest.approx(expected)
+        mean = found.loc[(method, 1, "mean")]
+        assert mean["value"] == pytest.approx(np.mean([metrics.printed_mean(curve) for curve in curves]))
+        assert mean["low"] < mean["value"] < mean["high"] and mean["n"] == 90
+    assert np.isnan(found.loc[("slot", 1, "64–127"), "value"]) and found.loc[("slot", 1, "64–127"), "n"] == 0
+
+
+def test_retained_intervals_hold_what_they_promise():
+    """Of 100 studies of a known clipped score, 95 % intervals hold its true value in about 95."""
+    truth = 100 * stats.norm.expect(lambda x: max(0.0, x), loc=0.1, scale=0.1)
+    rng, held = np.random.default_rng(0), 0
+    for i in range(100):
+        n, zero = 60, np.full(60, 0.4)
+        own = (zero + rng.normal(0.1, 0.1, n)).clip(0, 1)
+        table = pd.DataFrame(dict(method="slot", capacity=1, seed=42, lag=1, f1_own=own, f1_zero=zero))
+        mean = estimates.retained_intervals(table, resamples=200, seed=i).set_index("lag").loc["0–31"]
+        held += mean["low"] <= truth <= mean["high"]
+    assert 88 <= held <= 99

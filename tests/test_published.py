@@ -1,10 +1,13 @@
 """The published numbers stand as they were printed, method by method."""
 
 import re
+from pathlib import Path
 
 import pytest
 
-from pdmem_lib import METHODS, metrics, published
+from pdmem_lib import METHODS, collected, estimates, metrics, published
+
+STUDY = Path(__file__).parent.parent / "figures" / "quick-smollm2-135m-locomo"
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +57,31 @@ def test_some_of_the_companions(table):
     assert base["low"].tolist() == [24.0, 6.1, 6.1, 5.8, 4.8]
     assert find(table, quantity="tax")[["low", "high"]].values.tolist() == [[2.38, 4.23]]
     assert all(group["backbone"].nunique() == 1 for _, group in table.groupby("source"))
+
+
+@pytest.fixture(scope="module")
+def beside():
+    found = collected.collect("no such folder", STUDY)
+    verdicts = estimates.estimates(estimates.with_memory(found.questions), resamples=200)
+    return published.beside(found.questions, found.tables["knowledge"], verdicts, resamples=200), found
+
+
+def test_every_number_has_its_place_beside_ours(beside, table):
+    ours, _ = beside
+    assert ours[list(published.COLUMNS)].equals(table)
+    run = ours[(ours["quantity"] == "retained") & (ours["capacity"].fillna(1) == 1)]
+    assert run["ours"].notna().all() and (run["ours_low"] <= run["ours"] + 1e-9).all() and set(run["verdict"]) == {"cannot be told"}
+    assert ours[ours["capacity"] == 10][["ours", "ours_low", "n"]].isna().all(axis=None)  # not run at 10x
+
+
+def test_ours_are_the_numbers_of_the_summary(beside):
+    ours, found = beside
+    summary = found.tables["summary"].set_index("method")
+    mean = find(ours, source="A", quantity="retained", capacity=1).set_index("method")["ours"]
+    assert mean.to_dict() == pytest.approx(summary.loc[list(mean.index), "retained_mean"].to_dict(), rel=1e-4)
+    grown = find(ours, source="A", quantity="ΔK").set_index("method")["ours"]
+    assert grown.to_dict() == pytest.approx(summary.loc[list(grown.index), "delta_k"].to_dict(), rel=1e-4)
+    assert find(ours, quantity="F1")["ours"].item() == pytest.approx(summary["f1_off"].iloc[0], rel=1e-4)
+    tax = find(ours, quantity="tax")[["ours_low", "ours_high"]].values.tolist()[0]
+    six = summary.loc[list(METHODS), "adapter_tax"]
+    assert tax == pytest.approx([six.min(), six.max()], abs=1e-3)

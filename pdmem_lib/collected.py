@@ -1,0 +1,85 @@
+"""The finished runs of one grid as tables: those in a folder of runs and, where asked, those that figures keep [D].
+
+A large grid is made in pieces, on one machine after another. What a report writes (`save`) is enough to make it again
+without the runs' folders: so the next piece is reported together with all before it (`collect` with ``figures_dir``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .experiment import load_record, read_record
+from .files import atomic_path, save_json
+
+if TYPE_CHECKING:
+    import pandas
+
+TABLES = ("summary", "forgetting", "knowledge", "categories", "history", "turns")
+RECORDS = "records"
+RUN = ("method", "capacity", "seed")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """``records`` by run ("slot-1x-seed42"), ``kept``: those of them that come from the figures' folder; ``tables`` by
+    name of `TABLES`, ``questions`` (a row a run and question) and ``references`` (as `references.ask_references` made
+    them; None where no run did): the rows of all runs. What was kept has no texts."""
+
+    records: dict[str, dict[str, Any]]
+    kept: tuple[str, ...]
+    tables: "dict[str, pandas.DataFrame]"
+    questions: "pandas.DataFrame"
+    references: "pandas.DataFrame | None"
+
+
+def collect(runs_dir: str | Path, figures_dir: str | Path | None = None) -> Collected:
+    """All finished runs in ``runs_dir`` and, of those that a report left in ``figures_dir``, the ones not there.
+
+    ValueError where there is none, or a record or table is damaged.
+    """
+    import pandas as pd
+
+    folders = {path.parent.name: path.parent for path in sorted(Path(runs_dir).glob("*/record.json"))}
+    records = {name: load_record(folder) for name, folder in folders.items()}
+    committed = sorted((Path(figures_dir) / RECORDS).glob("*.json")) if figures_dir is not None else []
+    kept = {file.stem: read_record(file) for file in committed if file.stem not in records}
+    if not records and not kept:
+        raise ValueError(f"no finished run in {runs_dir}: make one with notebooks/90_run_experiment.ipynb")
+
+    def rows(file: str, read: Any) -> "pandas.DataFrame | None":
+        found = [read(folder / file) for folder in folders.values() if (folder / file).is_file()]
+        if kept and (Path(figures_dir) / file).is_file():
+            found.append(_only(read(Path(figures_dir) / file), kept))
+        return pd.concat(found, ignore_index=True) if found else None
+
+    tables = {name: rows(f"{name}.csv", pd.read_csv) for name in TABLES}
+    if missing := [name for name, table in tables.items() if table is None]:
+        raise ValueError(f"{figures_dir} keeps records but no {missing[0]}.csv: make the report of these runs again")
+    return Collected({**records, **kept}, tuple(kept), tables, rows("per_question.parquet", pd.read_parquet),
+                     rows("references.parquet", pd.read_parquet))
+
+
+def save(runs: Collected, figures_dir: str | Path) -> None:
+    """Write the tables, without any text of the data, and the records into ``figures_dir``, for `collect`."""
+    folder = Path(figures_dir)
+    for name, table in runs.tables.items():
+        with atomic_path(folder / f"{name}.csv") as partial:
+            table.to_csv(partial, index=False, float_format="%.6g")
+    for name, table in {"per_question": runs.questions, "references": runs.references}.items():
+        if table is not None:
+            with atomic_path(folder / f"{name}.parquet") as partial:
+                table.drop(columns=[column for column in table if _is_text(column)]).to_parquet(partial, index=False)
+    for name, record in runs.records.items():
+        save_json(folder / RECORDS / f"{name}.json", record, indent=2)
+
+
+def _is_text(column: str) -> bool:
+    """Whether a column holds words of the data: LoCoMo's licence (CC BY-NC) does not let them travel with a project."""
+    return column == "question" or column.startswith("answer") and column != "answer_type"
+
+
+def _only(table: "pandas.DataFrame", records: Mapping[str, Mapping[str, Any]]) -> "pandas.DataFrame":
+    """The rows of these runs."""
+    runs = {tuple(record[name] for name in RUN) for record in records.values()}
+    return table[[key in runs for key in table[list(RUN)].itertuples(index=False, name=None)]]

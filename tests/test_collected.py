@@ -1,0 +1,99 @@
+"""Runs of one grid, made in pieces: what a report keeps is enough to report them again with the next piece."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pdmem_lib import collected, estimates
+from pdmem_lib.files import file_checksum, save_json
+
+STUDY = Path(__file__).parent.parent / "figures" / "quick-smollm2-135m-locomo"
+
+
+def a_run(folder, method, seed=42, references=False):
+    """A run's folder as `experiment.save_run` leaves it, small: two questions, with their words."""
+    name = f"{method}-1x-seed{seed}"
+    here = folder / name
+    here.mkdir(parents=True)
+    run = dict(method=method, capacity=1, seed=seed)
+    for table in collected.TABLES:
+        pd.DataFrame([run | dict(value=0.1 + 0.2)]).to_csv(here / f"{table}.csv", index=False)
+    rows = [run | dict(conversation="c", number=i, question="Who?", answer="Ann", answer_own="Bob", answer_type="phrase",
+                       f1_own=0.5) for i in range(2)]
+    pd.DataFrame(rows).to_parquet(here / "per_question.parquet", index=False)
+    if references:
+        pd.DataFrame(rows).assign(reference="frozen").to_parquet(here / "references.parquet", index=False)
+    files = {path.name: file_checksum(path) for path in here.iterdir()}
+    save_json(here / "record.json", run | dict(files=files, commit="abc"))
+    return here
+
+
+def test_a_grid_made_in_two_pieces_is_one(tmp_path):
+    first, second, whole, figures = (tmp_path / name for name in ("first", "second", "whole", "figures"))
+    for folder in (first, whole):
+        a_run(folder, "baseline", references=True)
+        a_run(folder, "slot")
+    for folder in (second, whole):
+        a_run(folder, "slot", seed=43)
+    collected.save(collected.collect(first), figures)
+    shutil.rmtree(first)
+    pieces, once = collected.collect(second, figures), collected.collect(whole)
+    assert pieces.kept == ("baseline-1x-seed42", "slot-1x-seed42") and set(pieces.records) == set(once.records)
+    assert all(pieces.records[name] == record for name, record in once.records.items())
+    for name in collected.TABLES:
+        keys = list(collected.RUN)
+        a, b = (runs.tables[name].sort_values(keys, ignore_index=True) for runs in (pieces, once))
+        pd.testing.assert_frame_equal(a, b, rtol=1e-5)
+    assert len(pieces.questions) == len(once.questions) == 6
+    assert pieces.references["f1_own"].tolist() == once.references["f1_own"].tolist()
+    collected.save(pieces, figures)  # and a third piece finds all three
+    assert set(collected.collect(tmp_path / "none", figures).records) == set(once.records)
+
+
+def test_a_run_that_is_here_is_not_taken_from_the_figures(tmp_path):
+    a_run(tmp_path / "runs", "slot")
+    figures = tmp_path / "figures"
+    collected.save(collected.collect(tmp_path / "runs"), figures)
+    here = tmp_path / "runs" / "slot-1x-seed42"
+    shutil.rmtree(here)
+    a_run(tmp_path / "runs", "slot")
+    found = collected.collect(tmp_path / "runs", figures)
+    assert found.kept == () and len(found.questions) == 2
+    assert collected.collect(tmp_path / "runs").kept == ()
+
+
+def test_no_text_of_the_data_is_kept(tmp_path):
+    a_run(tmp_path / "runs", "baseline", references=True)
+    figures = tmp_path / "figures"
+    collected.save(collected.collect(tmp_path / "runs"), figures)
+    for name in ("per_question", "references"):
+        table = pd.read_parquet(figures / f"{name}.parquet")
+        assert {"question", "answer", "answer_own"}.isdisjoint(table) and "answer_type" in table
+    assert not any(b"Bob" in path.read_bytes() for path in figures.rglob("*") if path.is_file())
+
+
+def test_nothing_and_damage_are_said(tmp_path):
+    with pytest.raises(ValueError, match="no finished run"):
+        collected.collect(tmp_path, tmp_path / "figures")
+    figures = tmp_path / "figures"
+    a_run(tmp_path / "runs", "slot")
+    collected.save(collected.collect(tmp_path / "runs"), figures)
+    (record,) = (figures / "records").glob("*.json")
+    record.write_text(record.read_text().replace("abc", "abd"))
+    with pytest.raises(ValueError, match="damaged"):
+        collected.collect(tmp_path / "none", figures)
+    (figures / "history.csv").unlink()
+    record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "checksum"}))
+    with pytest.raises(ValueError, match="no history.csv"):
+        collected.collect(tmp_path / "none", figures)
+
+
+def test_the_committed_study_can_be_taken_up():
+    found = collected.collect("no such folder", STUDY)
+    assert len(found.records) == 9 and set(found.questions["method"]) == {r["method"] for r in found.records.values()}
+    again = estimates.noise_floor(estimates.with_memory(found.questions))
+    committed = pd.read_csv(STUDY / "floor.csv").set_index("method")["retained_mean"]
+    assert again.set_index("method")["retained_mean"].to_dict() == pytest.approx(committed.to_dict(), rel=1e-4)
