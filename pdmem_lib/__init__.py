@@ -18,6 +18,8 @@ folder), `chat`, `cards` (model cards), `references` (what stands beside a memor
 `published` (others' numbers), `figures`.
 """
 
+from importlib.metadata import version
+
 from . import conformance, editing, estimates, metrics, published, recall, write
 from .backbone import Backbone, load_backbone
 from .evaluation import Evaluation, evaluate
@@ -29,7 +31,7 @@ from .session import Session
 from .synthetic import synthetic_conversations
 from .training import train
 
-__version__ = "0.1.0"
+__version__ = version("pdmem")  # pyproject.toml says it
 __all__ = [
     "METHODS", "REGISTRY", "Backbone", "Conversation", "Evaluation", "Experiment", "MemoryModel", "MemorySettings",
     "Question", "Session", "Turn", "conformance", "editing", "estimates", "evaluate", "load_backbone", "load_data",

@@ -50,26 +50,32 @@ class Backbone:
 
     @property
     def config(self):
+        """The transformers configuration of the frozen model."""
         return self.model.config
 
     @property
     def num_layers(self) -> int:
+        """L, its blocks."""
         return self.config.num_hidden_layers
 
     @property
     def hidden_size(self) -> int:
+        """d, the width of a hidden state."""
         return self.config.hidden_size
 
     @property
     def num_heads(self) -> int:
+        """h, heads of queries in a block."""
         return self.config.num_attention_heads
 
     @property
     def num_key_value_heads(self) -> int:
+        """Heads of keys and values in a block: h, or fewer where they are shared (grouped-query attention)."""
         return getattr(self.config, "num_key_value_heads", None) or self.num_heads
 
     @property
     def head_dim(self) -> int:
+        """dk, the width of one head."""
         return getattr(self.config, "head_dim", None) or self.hidden_size // self.num_heads
 
     @property
@@ -79,6 +85,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
+        """Where the frozen model computes."""
         return self.model.device
 
     @cached_property

@@ -107,6 +107,7 @@ def stdin_lines() -> Iterator[str]:
 
 
 def run(memory: str | None, adapter: str | None, backbone: str | None, keep_text: bool) -> None:
+    """Open the session that the command line names and talk to it until its input ends: ``python -m pdmem_lib chat``."""
     with open_session(memory, adapter, backbone, keep_text) as session:
         print(_shown(f"{session!r}; texts are {'kept there' if keep_text else 'not kept'}; /help"), file=sys.stderr)
         chat(session, stdin_lines())

@@ -135,14 +135,17 @@ class Experiment(Settings):
 
     @property
     def memory_settings(self) -> MemorySettings:
+        """The memory's: what this run gives, else the protocol's."""
         return MemorySettings(**{**self._given(MemorySettings), "method": split_name(self.method)[0]})
 
     @property
     def train_settings(self) -> TrainSettings:
+        """Training's: what this run gives, else the preset's, else the protocol's."""
         return TrainSettings.from_mapping({**PRESETS[self.preset].train, **self._given(TrainSettings), **self._reads})
 
     @property
     def evaluate_settings(self) -> EvaluateSettings:
+        """Evaluation's: what this run gives, else the preset's, else the protocol's."""
         given = {k: v for k, v in self._given(EvaluateSettings).items() if k != "batch_size"}  # that is training's
         return EvaluateSettings.from_mapping({**PRESETS[self.preset].evaluate, **given, **self._reads})
 
@@ -195,6 +198,7 @@ class Data:
 
     @property
     def conversations(self) -> list[Conversation]:
+        """Those to train on, then those to test on."""
         return self.train + self.test
 
 

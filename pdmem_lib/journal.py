@@ -55,6 +55,7 @@ class End:
     chain: str = ""  # sha256 (hex) of the chain before and the last line
 
     def after(self, line: bytes) -> "End":
+        """The end once ``line`` stands behind it."""
         chain = hashlib.sha256(self.chain.encode() + line).hexdigest()
         return End(self.log, self.entries + 1, self.bytes + len(line), chain)
 
@@ -69,6 +70,7 @@ class Journal:
         self._lock = None if read_only else _lock(self.folder)
 
     def close(self) -> None:
+        """Let go of the folder; what is open stays readable."""
         if self._lock:
             self._lock.close()  # which unlocks it
         self._lock, self.read_only = None, True
@@ -183,12 +185,15 @@ class Journal:
         old.unlink(missing_ok=True)
 
     def save_snapshot(self, name: str, now: Point) -> None:
+        """Keep this point as ``snapshots/name``; one of that name is replaced."""
         self._save(self.folder / "snapshots" / f"{name}.safetensors", now, self._end_after(now.entries))
 
     def drop_snapshot(self, name: str) -> None:
+        """Remove a snapshot, if it is there."""
         (self.folder / "snapshots" / f"{name}.safetensors").unlink(missing_ok=True)
 
     def save_merged(self, sha256: str, state: State) -> None:
+        """Keep a state that was merged in, under the hash that the log names it by."""
         persistence.save_state(state, self._belongs_to, self.folder / f"merged-{sha256}.safetensors")
 
     def _commit(self, now: Point, end: End) -> None:

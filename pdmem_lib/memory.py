@@ -51,6 +51,7 @@ class MemoryModel:
 
     @property
     def method(self) -> str:
+        """The method's name in `METHODS`, or "baseline"."""
         return self.settings.method
 
     @property

@@ -91,6 +91,7 @@ class Method(nn.Module, ABC):
         self.register_buffer(name, self.draw(name, self.d, width, std=rms * self.d**-0.5 / self.state_rms))
 
     def trained(self, name: str, *shape: int, std: float = 0.02) -> None:
+        """A parameter of θ_mem of this ``shape``, drawn from the seed: N(0, ``std``²)."""
         self.register_parameter(name, nn.Parameter(self.draw(name, *shape, std=std)))
 
     def scaled(self, entries: Tensor) -> Tensor:
@@ -212,14 +213,17 @@ class KeyValueReader(Method):
     """Shared by the readers that project entries to each block's keys and values: projections and gates per block."""
 
     def make_projections(self, width: int) -> None:
+        """Each block's read_K and read_V, (L, width, h_kv · dk), and the gates."""
         self.trained("read_K", self.L, width, self.h_kv * self.dk)
         self.trained("read_V", self.L, width, self.h_kv * self.dk)
         self.make_gate()
 
     def make_gate(self) -> None:
+        """One gate a head and block, (L, h), closed at the start [D]; None without ``read_gate``."""
         self.gate = nn.Parameter(torch.zeros(self.L, self.h)) if self.settings.read_gate else None
 
     def gate_of(self, block: int) -> Tensor | None:
+        """The gates of a block's heads, (h,), before tanh."""
         return None if self.gate is None else self.gate[block]
 
     def key_values(self, entries: Tensor, **extra) -> list[KeyValues]:
@@ -322,6 +326,7 @@ class BranchReader(AttentionCoupledBank):
             self.trained(name, self.d, self.d)
 
     def heads(self, x: Tensor) -> Tensor:
+        """(..., T, d) -> (..., h, T, d/h)."""
         return x.unflatten(-1, (self.h, -1)).transpose(-2, -3)  # (..., h, T, d/h)
 
     def read(self, state: State, inputs: Inputs | None = None) -> Injection:

@@ -72,6 +72,7 @@ def adapter_fingerprint(model: "MemoryModel") -> str:
 
 
 def utc_now() -> str:
+    """The time in UTC to the second, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -401,6 +401,7 @@ class LoRAModel(MemoryModel):
 
     @property
     def frozen(self) -> Backbone:
+        """The bare frozen model, without LoRA's layers."""
         return self._bare.backbone
 
     def parameters(self) -> list[torch.nn.Parameter]:

@@ -28,6 +28,7 @@ class Settings:
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     def require(self, condition: bool, message: str) -> None:
+        """A ValueError with ``message`` unless ``condition`` holds."""
         if not condition:
             raise ValueError(message)
 

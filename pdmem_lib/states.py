@@ -42,6 +42,7 @@ class TurnStates(Sequence):
 
     @property
     def num_tokens(self) -> int:
+        """Σ T_i over the turns."""
         return self._ends[-1]
 
 

@@ -36,6 +36,7 @@ class Explorer(ipywidgets.VBox):
 
     @property
     def values(self) -> dict:
+        """What the controls say now, by name."""
         return {name: control.value for name, control in self.controls.items()}
 
     def _redraw(self, change=None) -> None:
