@@ -1,7 +1,7 @@
 # Everything by one command; `make help` lists them. Needs Python 3.11 or 3.12 and a package index, nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce foretell recall chapters test bench audit lab clean
+.PHONY: help setup reproduce foretell recall chapters test bench audit lab studio clean
 
 # What to run. Empty: what the preset says.
 PRESET ?= quick
@@ -97,6 +97,13 @@ audit: $(READY) ## ask the index's advisories for known holes of what is install
 
 lab: $(READY) ## open the notebooks in JupyterLab, on this machine only
 	@$(RUN) -m jupyterlab --ip=127.0.0.1
+
+PORT ?= 8866
+studio: $(READY) ## the Memory Studio as a page, on this machine only: METHODS=slot, BACKBONE= and PORT= choose
+	@echo "Memory Studio: http://127.0.0.1:$(PORT)/ (Ctrl+C ends it; the first time it trains an adapter, about a minute)"
+	@PDMEM_STUDIO_BACKBONE="$(BACKBONE)" PDMEM_STUDIO_METHOD="$(firstword $(subst $(COMMA), ,$(METHODS)))" \
+	  PDMEM_STUDIO_FOLDER="$(CURDIR)/data/studio" $(RUN) -m voila notebooks/page/memory_studio.ipynb --no-browser \
+	  --Voila.ip=127.0.0.1 --port=$(PORT) --theme=light --Voila.log_level=WARN
 
 environment.yml: pyproject.toml $(READY) ## make the conda environment's file anew from pyproject.toml
 	@$(RUN) -m pyproject2conda project --overwrite force
