@@ -1,7 +1,7 @@
 # Everything by one command; `make help` lists them. Needs Python 3.11 or 3.12 and a package index, nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce foretell recall chapters test bench audit lab studio clean
+.PHONY: help setup reproduce foretell recall chapters test bench audit lab studio studio-film clean
 
 # What to run. Empty: what the preset says.
 PRESET ?= quick
@@ -35,7 +35,7 @@ FALLBACK := $(shell sed -n 's/^fallback-model = "\(.*\)"/\1/p' pyproject.toml)
 CHAPTERS := $(filter-out notebooks/9%,$(wildcard notebooks/[0-9]*.ipynb)) $(wildcard notebooks/solutions/*.ipynb)
 
 help: ## list the targets
-	@sed -n 's/^\([a-z.]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z.-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 	@echo "  Variables: PRESET=smoke|quick|full BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 NO_VENV=1"
 
 setup: $(READY) ## make the environment (the others do it by themselves)
@@ -104,6 +104,9 @@ studio: $(READY) ## the Memory Studio as a page, on this machine only: METHODS=s
 	@PDMEM_STUDIO_BACKBONE="$(BACKBONE)" PDMEM_STUDIO_METHOD="$(firstword $(subst $(COMMA), ,$(METHODS)))" \
 	  PDMEM_STUDIO_FOLDER="$(CURDIR)/data/studio" $(RUN) -m voila notebooks/page/memory_studio.ipynb --no-browser \
 	  --Voila.ip=127.0.0.1 --port=$(PORT) --theme=light --Voila.log_level=WARN
+
+studio-film: $(READY) ## film the studio with SmolLM2 in a browser: figures/studio.gif, and how long its clicks take
+	@$(RUN) tests/browser/film.py
 
 environment.yml: pyproject.toml $(READY) ## make the conda environment's file anew from pyproject.toml
 	@$(RUN) -m pyproject2conda project --overwrite force

@@ -1,6 +1,6 @@
 """Figures of the Memory Studio: what turns changed and left, where a token looked, what the answer rested on.
 
-The rules of `figures`, which offers these functions too, and of `memory_figures`: plain arrays in, text from data escaped.
+The rules of `figures`, which offers these functions too, and of `memory_figures`: plain arrays in, text escaped.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
-from ._plot import FONT, INK, legend_entry, literal, signed
+from ._plot import FONT, INK, literal, signed
 from .causal import Agreement, ranked
 from .memory_figures import (BLUE, ORANGE, PALE, SEQUENTIAL, _array, _axis, _bar, _framed, _heat, _names,
                              _numbers)
@@ -26,7 +26,8 @@ def turn_changes(changes: ArrayLike, kept: ArrayLike, subtitle: str, labels: Seq
     """
     changes, kept = _array(changes, "changes", "N"), _array(kept, "kept", "N")
     if changes.shape != kept.shape or (changes < 0).any() or (kept < 0).any() or (kept > 1 + 1e-3).any():
-        raise ValueError(f"changes are norms, kept parts of 0 to 1, one each a turn; got {len(changes)} and {len(kept)}")
+        raise ValueError("changes are norms, kept are parts of 0 to 1, one each a turn; got "
+                         f"{len(changes)} and {len(kept)}")
     N, names = len(changes), _names("turn", len(changes), labels)
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.12)
     figure.add_bar(x=names, y=changes, marker_color=PALE, showlegend=False, row=1, col=1,
@@ -47,7 +48,7 @@ def turn_changes(changes: ArrayLike, kept: ArrayLike, subtitle: str, labels: Seq
 
 def attention_by_head(values: ArrayLike, subtitle: str, what: str = "attention to memory", block: int | None = None,
                       head: int | None = None) -> go.Figure:
-    """How much one token reads in each block and head, (L, h), as parts of its attention; the chosen ones are framed."""
+    """How much one token reads in each block and head, (L, h), as parts of its attention; the chosen are framed."""
     z = 100 * _array(values, "values", "L h")
     if (z < 0).any() or (z > 101).any():
         raise ValueError("attention lies between 0 and 1: pass what attention_of_answer gives, summed over entries")

@@ -37,8 +37,10 @@ class Fact(NamedTuple):
         return self.said.format(word=word)
 
 
-ANIMAL = Fact("Ann: I adopted a {word}. A {word}! My own {word}.", "Which animal did Ann adopt?", ("cat", "dog", "horse", "parrot"))
-INSTRUMENT = Fact("Ben: I bought a {word}. A {word}! My own {word}.", "Which instrument did Ben buy?", ("piano", "drum", "flute", "harp"))
+ANIMAL = Fact("Ann: I adopted a {word}. A {word}! My own {word}.", "Which animal did Ann adopt?",
+              ("cat", "dog", "horse", "parrot"))
+INSTRUMENT = Fact("Ben: I bought a {word}. A {word}! My own {word}.", "Which instrument did Ben buy?",
+                  ("piano", "drum", "flute", "harp"))
 FACTS = ANIMAL, INSTRUMENT
 SMALL = range(2, 7)  # turns of small talk among the facts
 CHECKS = 16  # talks that an adapter is checked on, two questions each
@@ -53,9 +55,9 @@ class Schedule:
     lr: float
 
 
-SCHEDULES = {  # those of the chapters 04 to 09
+SCHEDULES = {  # those of the chapters 04 to 09; slots, which are hard to read, slower and longer
     "prefix": Schedule(100, 0.01), "cross_attention": Schedule(260, 0.003), "kv_extension": Schedule(120, 0.003),
-    "hebbian": Schedule(120, 0.003), "gated": Schedule(120, 0.003), "slot": Schedule(160, 0.03),
+    "hebbian": Schedule(120, 0.003), "gated": Schedule(120, 0.003), "slot": Schedule(200, 0.01),
 }
 
 
@@ -70,8 +72,8 @@ class Learnt:
     seconds: float
 
     def __str__(self) -> str:
-        return (f"trained {self.steps} steps on the studio's lesson; on new talks it answers {self.right} of {self.asked} "
-                f"rightly (guessing: {self.asked // 4})")
+        return (f"trained {self.steps} steps on the studio's lesson; on new talks it answers {self.right} of "
+                f"{self.asked} rightly (guessing: {self.asked // 4})")
 
 
 # ---- the lesson ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Nothing is asked of a network.
 """
 
 from collections.abc import Callable
+from textwrap import wrap
 from typing import Any
 
 import anywidget
@@ -90,7 +91,7 @@ class Pane(anywidget.AnyWidget):
             self.figure_json = to_json_plotly(compact(figure, self.height))
 
     def on_click(self, callback: Callable[[int, list[int]], Any]) -> None:
-        """Call ``callback(trace, place)`` on a click: the trace's number, and of the point its index, or row and column."""
+        """Call ``callback(trace, place)`` on a click: the trace's number, and the point's index, or row and column."""
         self.observe(lambda change: callback(change["new"]["trace"], change["new"]["place"]), names="clicked")
 
 
@@ -109,6 +110,11 @@ def compact(figure: go.Figure, height: int) -> dict[str, Any]:
                    margin=dict(l=8, r=8, t=36 if headed or legend else 10, b=8, autoexpand=True),
                    legend=dict(orientation="h", x=0, xref="paper", xanchor="left", y=1.01, yref="paper",
                                yanchor="bottom", font=dict(size=FONT), itemwidth=30))
+    beside = [note for note in notes if (note.get("xref"), note.get("x")) == ("paper", 1) and note.get("xshift", 0) > 0]
+    for note in beside:  # columns of numbers at the right
+        note["xshift"] *= FONT / 20
+    if beside:
+        layout["margin"]["r"] = 90 + max(note["xshift"] for note in beside)
     for note in notes:
         note["font"] = {**note.get("font", {}), "size": FONT}
     for name, axis in layout.items():
@@ -118,8 +124,16 @@ def compact(figure: go.Figure, height: int) -> dict[str, Any]:
     bars = [trace["colorbar"] for trace in small["data"] if "colorbar" in trace]
     for bar in [*bars, *(axis["colorbar"] for name, axis in layout.items() if name.startswith("coloraxis"))]:
         _small(bar)
+        if "title" in bar:
+            bar["title"]["text"] = _narrow(bar["title"].get("text", ""))
         bar |= dict(thickness=12, tickfont=dict(size=FONT))
     return dict(data=small["data"], layout=layout)
+
+
+def _narrow(text: str, letters: int = 12) -> str:
+    """The title of a colour bar in lines of about so many letters."""
+    return "<br>".join("<br>".join(wrap(line, letters, break_long_words=False)) if "<" not in line else line
+                       for line in text.split("<br>"))
 
 
 def _small(part: dict[str, Any], **more: Any) -> None:

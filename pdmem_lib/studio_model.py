@@ -1,7 +1,7 @@
-"""What the Memory Studio knows and does, without a widget: a talk, a memory of it, a question, what the answer rests on.
+"""What the Memory Studio knows and does, without a widget: a talk, its memory, a question, what the answer rests on.
 
 `studio_view` shows it in a page. What is long takes ``progress(done, of, what)``, which is called between its steps and
-may raise `Cancelled`: what was reached until then stays. What cannot be done is a ValueError with a sentence for the page.
+may raise `Cancelled`: what was reached until then stays. What cannot be done is a ValueError with a sentence.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +49,7 @@ class Removal:
 
 @dataclass
 class Side:
-    """One method at one capacity: its model, what its adapter learnt (None: what came with it), the talk as it took it."""
+    """One method at one capacity: its model, what its adapter learnt (None: not known), the talk as it took it."""
 
     model: MemoryModel
     learnt: Learnt | None = None
@@ -285,7 +285,7 @@ class Studio:
 
     # ---- methods and capacities ----
     def use(self, method: str, capacity: int) -> None:
-        """Look at the same conversation with another memory: with the adapter kept of the lesson, else an untrained one.
+        """Look at the same conversation with another memory: with the adapter that is kept, else an untrained one.
 
         The question that was asked is asked again.
         """
@@ -354,22 +354,22 @@ class Studio:
         """The names of the views of this memory, in order."""
         own = ["Collisions"] if isinstance(self.model.adapter, SparseSlots) else []
         own += ["Matrix"] if isinstance(self.model.adapter, HebbianMatrix) else []
-        return ["Entries over time", "Who wrote what", "Change and decay", *own, "Token attention", "Answer"]
+        return ["Entries", "Who wrote what", "Decay", *own, "Attention", "Answer"]
 
     def figure(self, view: str, token: int | None = None, entry: int | None = None, block: int | None = None,
                head: int | None = None) -> go.Figure:
         """A view of the memory at the moment shown, or of the answer; ValueError where there is nothing to show."""
         n, recording, subtitle = self.moment, self.recording, self.subtitle
         labels = self.texts[:n]
-        if view in ("Token attention", "Answer"):
+        if view in ("Attention", "Answer"):
             return self._of_answer(view, token, entry, block, head)
         if not n and view != "Matrix":
             raise ValueError("nothing is written at this moment: step on, or write a turn")
-        if view == "Entries over time":
+        if view == "Entries":
             return figures.slot_map(recording.norm_history(n), subtitle, labels, "norm of the row")
         if view == "Who wrote what":
             return figures.provenance_map(recording.shares(n), subtitle, labels)
-        if view == "Change and decay":
+        if view == "Decay":
             return figures.turn_changes(recording.changes[:n], recording.kept(n), subtitle, labels,
                                         self.model.settings.gamma)
         if view == "Collisions" and view in self.views():

@@ -11,13 +11,11 @@ is told as a sentence.
 """
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import wraps
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import ipywidgets as w
 import numpy as np
@@ -25,130 +23,20 @@ import numpy as np
 from . import figures, lesson
 from ._plot import look_of, signed, times
 from .backbone import load_backbone
+from .causal_figures import told_agreement
 from .lesson import Talk
 from .memory import MemoryModel
 from .memory_figures import _token
 from .methods import METHODS, method_name
 from .pane import Pane
-from .studio_model import Cancelled, Choice, Progress, Studio
+from .studio_model import Choice, Studio
+from .studio_parts import LEFT, MIDDLE, RIGHT, STYLE, Work, beside, box, button, plain_token, row, sentence
 
-METHOD = "hebbian"  # learns the lesson most surely
+METHOD = "kv_extension"  # learns the lesson surely, and its entries are rows that can be followed and emptied
 BARS = " ▁▂▃▄▅▆▇█"
 SPEEDS = {"slow": 0.5, "1 turn/s": 1.0, "2 turns/s": 2.0, "4 turns/s": 4.0}
 ENTRIES = 4  # that are offered as those read most
 UNWRITTEN = "no turn: only its start is there"
-SHOWN = 0.1  # seconds between two steps of the progress bar
-STYLE = """<style>
-.pdmem-studio { font-size: 14px; line-height: 1.35; color: #222; --jp-widgets-font-size: 14px; max-width: 1360px;
-  background: #fff; }
-.pdmem-studio .jupyter-button { width: auto; padding: 0 9px; border: 1px solid #767676; border-radius: 4px;
-  background: #f4f6f8; color: #111; }
-.pdmem-studio .jupyter-button:focus-visible, .pdmem-studio select:focus-visible, .pdmem-studio input:focus-visible,
-.pdmem-studio .noUi-handle:focus-visible { outline: 3px solid #D55E00; outline-offset: 1px; }
-.pdmem-studio .jupyter-button.mod-active { background: #08306B; color: #fff; border-color: #08306B; }
-.pdmem-studio .jupyter-button.mod-primary { background: #0072B2; color: #fff; border-color: #0072B2; }
-.pdmem-studio .jupyter-button:disabled { opacity: .5; }
-.pdmem-studio .widget-toggle-buttons .jupyter-button { margin: 1px; height: 27px; line-height: 25px; }
-.pdmem-studio .widget-toggle-buttons > .widget-label { display: none; }
-.pdmem-studio select, .pdmem-studio input { border-color: #767676; color: #111; }
-.pdmem-studio h2 { font-size: 19px; margin: 0; } .pdmem-studio h3 { font-size: 15px; margin: 0 0 2px; }
-.pdmem-studio .widget-html-content { line-height: 1.35; }
-.pdmem-studio table { border-collapse: collapse; margin: 0; font-size: 14px; }
-.pdmem-studio td, .pdmem-studio th { padding: 1px 8px 1px 0; text-align: left; vertical-align: top; font-weight: normal; }
-.pdmem-studio th { color: #444; } .pdmem-studio td.n { text-align: right; font-variant-numeric: tabular-nums; }
-.pdmem-studio .box { border: 1px solid #c8ccd0; border-radius: 6px; padding: 6px 8px; background: #fff; }
-.pdmem-studio .told { color: #333; } .pdmem-studio .error { color: #8a1c00; font-weight: 600; }
-.pdmem-pane { width: 100%; }
-</style>"""
-
-
-class Work:
-    """One long thing at a time, in a thread, with a bar and a button that stops it.
-
-    Where no event loop runs (a test, a script) it is done at once, in place.
-    """
-
-    def __init__(self, tell: Callable[[str, bool], None]):
-        self.tell = tell
-        self.bar = w.IntProgress(0, 0, 1, layout=w.Layout(width="180px", visibility="hidden"))
-        self.cancel = w.Button(description="Cancel", tooltip="Stop what is running (what was reached stays)",
-                               layout=w.Layout(visibility="hidden"))
-        self.cancel.on_click(lambda _: self.stop())
-        self.running = ""  # what is
-        self._stopped = threading.Event()
-        self._shown = 0.0
-
-    def stop(self) -> None:
-        self._stopped.set()
-        if self.running:
-            self.tell("Stopping …", False)
-
-    def run(self, what: str, work: Callable[[Progress], Any], done: Callable[[Any], None]) -> None:
-        """``done(work(progress))``; `Cancelled` and errors are told. RuntimeError where something runs already."""
-        self.require_idle()
-        self.running, self._shown = what, 0.0
-        self._stopped.clear()
-        self.bar.value, self.bar.max = 0, 1
-        self.bar.layout.visibility = self.cancel.layout.visibility = "visible"
-        self.tell(f"{what} …", False)
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self._end(self._attempt(work, self._step), done)
-            return
-
-        def step(*at) -> None:
-            now = time.monotonic()
-            if now - self._shown > SHOWN:
-                self._shown = now
-                loop.call_soon_threadsafe(self._step, *at)
-
-        def act() -> None:
-            outcome = self._attempt(work, step)
-            loop.call_soon_threadsafe(self._end, outcome, done)
-
-        threading.Thread(target=act, daemon=True, name="pdmem-studio").start()
-
-    def require_idle(self) -> None:
-        if self.running:
-            raise RuntimeError(f"still at work ({self.running}): wait for it, or press Cancel")
-
-    def _step(self, done: int, of: int, what: str) -> None:
-        self.bar.max, self.bar.value = max(1, of), done
-        if not self._stopped.is_set():
-            self.tell(f"{what[:1].upper()}{what[1:]}: {done} of {of}", False)
-
-    def _attempt(self, work: Callable[[Progress], Any], step: Progress) -> tuple[Any, BaseException | None]:
-        def progress(*at) -> None:
-            if self._stopped.is_set():
-                raise Cancelled
-            step(*at)
-
-        try:
-            return work(progress), None
-        except Exception as error:  # of whatever kind: it becomes a sentence, and the page stays usable
-            return None, error
-
-    def _end(self, outcome: tuple[Any, BaseException | None], done: Callable[[Any], None]) -> None:
-        what, self.running = self.running, ""
-        self.bar.layout.visibility = self.cancel.layout.visibility = "hidden"
-        value, error = outcome
-        if isinstance(error, Cancelled):
-            self.tell(f"{what}: cancelled. What was reached until then is shown.", False)
-        elif error is not None:
-            self.tell(sentence(error), True)
-        try:
-            done(value)
-        except Exception as late:
-            self.tell(sentence(late), True)
-
-
-def sentence(error: BaseException) -> str:
-    """An error as a sentence for the page."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, (ValueError, OSError, RuntimeError)):
-        text = f"this did not work ({type(error).__name__}: {text}): go on with something else, or open the page again"
-    return f"{text[:1].upper()}{text[1:]}".rstrip(".") + "."
 
 
 def handler(method: Callable) -> Callable:
@@ -187,8 +75,8 @@ class StudioView(w.VBox):
         self._make_question()
         self._make_cause()
         self._make_comparison()
-        super().__init__([w.HTML(STYLE), self.head_row, self.status_row, w.HBox(
-            [self.left, self.middle, self.right], layout=w.Layout(align_items="stretch")), self.below, self.beside])
+        super().__init__([w.HTML(STYLE), self.head_row, self.status_row, row(self.left, self.middle, self.right),
+                          self.below, self.beside])
         self.add_class("pdmem-studio")
         if studio.talk.turns and not studio.texts:
             studio.open(studio.talk)
@@ -204,9 +92,9 @@ class StudioView(w.VBox):
         self.capacity = w.Dropdown(options=[(times(c), c) for c in (1, 10)], value=studio.choice[1],
                                    description="Size", tooltip="Capacity: 64 entries, or ten times as many",
                                    layout=w.Layout(width="105px"), style=dict(description_width="36px"))
-        self.train = _button("Train adapter", "Train this method's adapter on the lesson: about a minute")
-        self.save = _button("Save state", "Write the memory at this moment as a state file")
-        self.export = _button("Export", "Every view as PNG and HTML, and the state file")
+        self.train = button("Train adapter", "Train this method's adapter on the lesson: about a minute")
+        self.save = button("Save state", "Write the memory at this moment as a state file")
+        self.export = button("Export", "Every view as PNG and HTML, and the state file")
         self.folder = w.Text(str(folder), description="to", tooltip="Folder for the exported files",
                              layout=w.Layout(width="170px"), style=dict(description_width="18px"))
         for control in (self.method, self.capacity):
@@ -214,7 +102,7 @@ class StudioView(w.VBox):
         self.train.on_click(self._train)
         self.save.on_click(self._save)
         self.export.on_click(self._export)
-        title = w.HTML(f"<h2>Memory Studio</h2><span class='told'>{escape(studio.backbone.name)}</span>",
+        title = w.HTML(f"<h2>Memory Studio <small class='told'>{escape(studio.backbone.name)}</small></h2>",
                        layout=w.Layout(flex="1 1 auto"))
         self.head_row = w.HBox([title, self.method, self.capacity, self.train, self.save, self.export, self.folder],
                                layout=w.Layout(align_items="center", flex_flow="row wrap"))
@@ -224,20 +112,22 @@ class StudioView(w.VBox):
     def _make_conversation(self) -> None:
         self.talks = w.Dropdown(options=[(talk.name, i) for i, talk in enumerate(self.studio.talks)], value=0,
                                 description="Talk", tooltip="Which conversation is read into memory",
-                                layout=w.Layout(width="99%"), style=dict(description_width="34px"))
-        self.first = _button("Start", "Go to the moment before the first turn")
-        self.back = _button("◀ Back", "One turn back")
-        self.step = _button("Step ▶", "One turn on")
+                                layout=w.Layout(flex="1 1 0", width="auto", min_width="0"),
+                                style=dict(description_width="34px"))
+        self.first = button("Start", "Go to the moment before the first turn")
+        self.back = button("◀ Back", "One turn back")
+        self.step = button("Step ▶", "One turn on")
         self.play = w.ToggleButton(description="▶ Play", tooltip="Write turn after turn")
-        self.speed = w.Dropdown(options=SPEEDS, value=1.0, tooltip="Speed of playing", layout=w.Layout(width="100px"))
+        self.speed = w.Dropdown(options=SPEEDS, value=1.0, tooltip="Speed of playing", layout=w.Layout(width="92px"))
         self.moment = w.IntSlider(0, 0, 1, description="After", tooltip="How many turns are written",
                                   layout=w.Layout(width="99%"), style=dict(description_width="38px"))
-        self.turns = w.Select(rows=9, tooltip="Turns; the bar tells how much each changed the memory",
-                              layout=w.Layout(width="99%", height="192px"))
+        self.turns = w.Select(rows=8, tooltip="Turns; the bar tells how much each changed the memory",
+                              layout=w.Layout(width="99%", height="182px"))
         self.turn_told = w.HTML()
         self.said = w.Text(placeholder="Ann: say something", tooltip="A turn of your own",
-                           layout=w.Layout(flex="1 1 auto", width="auto"))
-        self.write, self.undo = _button("Write", "Write this turn into memory"), _button("Undo", "Take the last turn back")
+                           layout=w.Layout(flex="1 1 0", width="auto", min_width="0"))
+        self.write = button("Write", "Write this turn into memory")
+        self.undo = button("Undo", "Take the last turn back, exactly")
         self.talks.observe(self._chose_talk, names="value")
         self.first.on_click(lambda _: self._go(0))
         self.back.on_click(lambda _: self._go(self.studio.moment - 1))
@@ -247,25 +137,25 @@ class StudioView(w.VBox):
         self.turns.observe(self._chose_turn, names="value")
         self.write.on_click(self._write)
         self.undo.on_click(self._undo)
-        self.left = _box("Conversation", self.talks, w.HBox([self.first, self.back, self.play, self.step],
-                         layout=w.Layout(flex_flow="row wrap")), w.HBox([self.moment, self.speed]), self.turns,
-                         self.turn_told, w.HBox([self.said, self.write, self.undo]), width="25%")
+        self.left = box("Conversation", w.HBox([self.talks, self.speed]),
+                         w.HBox([self.first, self.back, self.play, self.step]), self.moment, self.turns, self.turn_told,
+                         w.HBox([self.said, self.write, self.undo]), place=LEFT)
 
     def _make_memory(self) -> None:
         self.views = w.ToggleButtons(options=self.studio.views(), tooltip="What is shown of the memory")
-        self.pane = Pane(335, first=True)
+        self.pane = Pane(300, first=True)
         self.memory_told = w.HTML()
         self.views.observe(self._chose_view, names="value")
         self.pane.on_click(self._clicked_memory)
-        self.middle = _box("Memory", self.views, self.pane, self.memory_told, width="41%")
+        self.middle = box("Memory", self.views, self.pane, self.memory_told, place=MIDDLE)
 
     def _make_question(self) -> None:
         self.question = w.Combobox(placeholder="Ask the memory", tooltip="A question; known ones are offered",
                                    layout=w.Layout(flex="1 1 auto", width="auto"))
-        self.ask = _button("Ask", "Answer under own, no and another's memory", "primary")
-        self.look_at = w.Text(placeholder="own memory's (or type one)", description="Look at answer",
+        self.ask = button("Ask", "Answer under own, no and another's memory", "primary")
+        self.look_at = w.Text(placeholder="own memory's answer, or one you type", description="Score",
                               tooltip="The answer whose tokens are looked at; empty: own memory's",
-                              layout=w.Layout(width="99%"), style=dict(description_width="104px"))
+                              layout=w.Layout(width="99%"), style=dict(description_width="40px"))
         self.answers = w.HTML()
         self.tokens = w.ToggleButtons(options=[("–", None)], tooltip="A token of the answer")
         options = dict(layout=w.Layout(width="49%"), style=dict(description_width="42px"))
@@ -280,31 +170,30 @@ class StudioView(w.VBox):
         self.heads.observe(self._chose_place, names="value")
         self.entries.observe(self._chose_entry, names="value")
         self.behind.observe(self._chose_behind, names="value")
-        self.right = _box(
+        self.right = box(
             "Question", w.HBox([self.question, self.ask]), self.look_at, self.answers,
-            w.HTML("<b>1. Token</b> and what own memory gains it over none (nats)"), self.tokens,
-            w.HBox([self.blocks, self.heads]), w.HTML("<b>2. Entry</b> it reads most"), self.entries,
-            w.HTML("<b>3. Turns</b> behind it"), self.behind, width="34%")
+            w.HTML("<b>1. Token</b>, and its gain over no memory (nats)"), self.tokens,
+            w.HBox([self.blocks, self.heads]), beside("<b>2. Entry</b><br>it reads", self.entries),
+            beside("<b>3. Turns</b><br>behind it", self.behind), place=RIGHT)
 
     def _make_cause(self) -> None:
-        self.measure = _button("Measure every turn", "Replay the talk without each turn and score the answer anew",
+        self.measure = button("Measure every turn", "Replay the talk without each turn and score the answer anew",
                                "primary")
-        self.remove = _button("Remove turn", "Replay without the chosen turn, exactly, and ask again")
-        self.empty = _button("Empty entry", "Put its start in the chosen entry's place, and ask again")
+        self.remove = button("Remove turn", "Replay without the chosen turn, exactly, and ask again")
+        self.empty = button("Empty entry", "Put its start in the chosen entry's place, and ask again")
         self.removed, self.agreed = w.HTML(), w.HTML()
-        self.cause = Pane(228)
+        self.cause = Pane(190)
         self.ranking = w.Select(rows=8, tooltip="Turns by what the answer loses without them",
-                                layout=w.Layout(width="99%", height="172px"))
+                                layout=w.Layout(width="99%", height="186px"))
         self.measure.on_click(self._measure)
         self.remove.on_click(self._remove)
         self.empty.on_click(self._empty)
         self.ranking.observe(self._chose_ranked, names="value")
         self.cause.on_click(lambda _, place: self._point_at(place[0]))
-        self.below = w.HBox([
-            _box("Cause: which turn moved the answer?", self.measure, w.HBox([self.remove, self.empty]), self.removed,
-                 width="25%"),
-            _box("Effect of each turn, and attention to it", self.cause, self.agreed, width="41%"),
-            _box("Turns by effect", self.ranking, width="34%")], layout=w.Layout(align_items="stretch"))
+        self.below = row(
+            box("Cause", self.measure, w.HBox([self.remove, self.empty]), self.removed, place=LEFT),
+            box("Which turn moved the answer", self.cause, self.agreed, place=MIDDLE),
+            box("Turns by effect", self.ranking, place=RIGHT))
 
     def _make_comparison(self) -> None:
         self.other_method = w.Dropdown(options=self.method.options, value=self.method.options[-1][1],
@@ -312,13 +201,13 @@ class StudioView(w.VBox):
                                        layout=w.Layout(width="270px"), style=dict(description_width="98px"))
         self.other_capacity = w.Dropdown(options=self.capacity.options, value=1, tooltip="Its capacity",
                                          layout=w.Layout(width="70px"))
-        self.compare = _button("Compare side by side", "Ask the same question of both, and measure both")
+        self.compare = button("Compare side by side", "Ask the same question of both, and measure both")
         self.compared = w.HTML()
         self.panes = Pane(240), Pane(240)
         self.side_by_side = w.HBox([], layout=w.Layout(width="100%"))
         self.compare.on_click(self._compare)
-        self.beside = _box("Another memory of the same conversation", w.HBox(
-            [self.other_method, self.other_capacity, self.compare]), self.compared, self.side_by_side, width="100%")
+        self.beside = box("Another memory of the same conversation", w.HBox(
+            [self.other_method, self.other_capacity, self.compare]), self.compared, self.side_by_side)
 
     # ---- telling ----
     def tell(self, text: str, error: bool = False) -> None:
@@ -423,17 +312,17 @@ class StudioView(w.VBox):
     @handler
     def _clicked_memory(self, _, place: list[int]) -> None:
         view = self.views.value
-        if view == "Entries over time":
+        if view == "Entries":
             self.entry, turn = place[0], place[1] - 1
         elif view == "Who wrote what":
             self.entry, turn = place
-        elif view == "Token attention":
+        elif view == "Attention":
             self.block, self.head = place
             self._set((self.blocks, dict(value=self.block)), (self.heads, dict(value=self.head)))
             self._draw_chain()
             self._draw_memory()
             return
-        elif view == "Change and decay":
+        elif view == "Decay":
             turn = place[0]
         else:
             return
@@ -459,7 +348,7 @@ class StudioView(w.VBox):
     def _chose_token(self, change) -> None:
         self.token = change["new"]
         self.entry = None
-        self._set((self.views, dict(value="Token attention")))
+        self._set((self.views, dict(value="Attention")))
         self._draw_chain()
         self._draw_memory()
 
@@ -472,7 +361,7 @@ class StudioView(w.VBox):
     @handler
     def _chose_entry(self, change) -> None:
         self.entry = change["new"]
-        view = "Who wrote what" if not self.studio.model.adapter.needs_inputs else "Token attention"
+        view = "Who wrote what" if not self.studio.model.adapter.needs_inputs else "Attention"
         self._set((self.views, dict(value=view)))
         self._draw_chain()
         self._draw_memory()
@@ -537,14 +426,18 @@ class StudioView(w.VBox):
             self.work.run(f"Switching to {look_of(wanted[0]).label}", lambda progress: self.studio.use(*wanted),
                           self._switched_to)
         except RuntimeError:
-            self._set((self.method, dict(value=self.studio.choice[0])), (self.capacity, dict(value=self.studio.choice[1])))
+            self._set_choice()
             raise
+
+    def _set_choice(self) -> None:
+        method, capacity = self.studio.choice
+        self._set((self.method, dict(value=method)), (self.capacity, dict(value=capacity)))
 
     def _switched_to(self, _) -> None:
         self._reading_gone()
         view, views = self.views.value, self.studio.views()
-        self._set((self.method, dict(value=self.studio.choice[0])), (self.capacity, dict(value=self.studio.choice[1])),
-                  (self.views, dict(options=views, value=view if view in views else views[0])))
+        self._set_choice()
+        self._set((self.views, dict(options=views, value=view if view in views else views[0])))
         if not self.work.running and "error" not in self.message.value:
             self.tell(f"{self.studio.side.name}. {self.studio.adapter_told}")
         self._draw_all()
@@ -569,7 +462,7 @@ class StudioView(w.VBox):
         if found is None:
             return
         rows = {name: [] for name in ("", "Adapter", "Own memory answers", "Right answer", "Gain over none (nats)",
-                                      "Gain over another's (nats)", "Turn that moved it most", "Attention and effect")}
+                                      "Gain over another's (nats)", "Turn that moved it most", "Does attention tell?")}
         for choice, pane in zip(found, self.panes, strict=True):
             with self.studio.looking_at(choice) as side:
                 reading, effects = side.reading, self.studio.effects()
@@ -580,15 +473,16 @@ class StudioView(w.VBox):
                         f"<b>{escape(reading.answers['own'])}</b>", escape(known.answer if known else "not known"),
                         signed(float(reading.gains("off").sum()), 2), signed(float(reading.gains("other").sum()), 2),
                         f"{most}: {escape(self.studio.texts[most][:60])} ({signed(effects[most], 2)} nats)",
-                        "not to be told" if np.isnan(agreed.spearman) else
-                        f"ρ = {signed(agreed.spearman, 2)} ({signed(agreed.low, 2)} to {signed(agreed.high, 2)}), n = {agreed.n}"]
+                        told_agreement(agreed)]
                 for row, text in zip(rows.values(), told, strict=True):
                     row.append(text)
                 pane.show(self.studio.cause_figure())
-        self.compared.value = "<table>" + "".join(
-            f"<tr><th>{name}</th>{''.join(f'<td>{text}</td>' for text in texts)}</tr>" for name, texts in rows.items()) + "</table>"
+        cells = {name: "".join(f"<td>{text}</td>" for text in texts) for name, texts in rows.items()}
+        table = "".join(f"<tr><th>{name}</th>{texts}</tr>" for name, texts in cells.items())
+        self.compared.value = f"<table>{table}</table>"
         self.side_by_side.children = [w.VBox([pane], layout=w.Layout(width="50%")) for pane in self.panes]
-        self.tell(f"{' and '.join(self.studio.sides[choice].name for choice in found)}, on the same conversation and question.")
+        names = " and ".join(self.studio.sides[choice].name for choice in found)
+        self.tell(f"{names}, on the same conversation and question.")
         self._draw_cause()
 
     # ---- files ----
@@ -623,9 +517,9 @@ class StudioView(w.VBox):
         heights = np.ceil(8 * changes / changes.max()).astype(int) if len(changes) and changes.max() > 0 else changes
         options = [(f"{BARS[int(height)] if i < studio.moment else '·'} {i} {text}", i)
                    for i, (height, text) in enumerate(zip(heights, studio.texts, strict=True))]
-        chosen = self.turn
+        chosen = self.turn if self.turn is not None and self.turn < len(options) else None
         self._set((self.moment, dict(max=max(1, len(studio.texts)), value=studio.moment)),
-                  (self.turns, dict(options=options, value=chosen if chosen is not None and chosen < len(options) else None)))
+                  (self.turns, dict(options=options, value=chosen)))
         self._draw_turn()
 
     def _draw_turn(self) -> None:
@@ -653,9 +547,9 @@ class StudioView(w.VBox):
     def _mark(self, figure) -> None:
         """Frame the chosen entry and turn in a map of entries and turns."""
         view, n = self.views.value, self.studio.moment
-        if view not in ("Entries over time", "Who wrote what"):
+        if view not in ("Entries", "Who wrote what"):
             return
-        first = 1 if view == "Entries over time" else 0
+        first = 1 if view == "Entries" else 0
         M = len(self.studio.recording.norms[0])
         frame = dict(type="rect", line=dict(color="#D55E00", width=2))
         if self.entry is not None and self.entry < M and not self.studio.model.adapter.needs_inputs:
@@ -666,22 +560,23 @@ class StudioView(w.VBox):
     def _caption(self) -> str:
         studio = self.studio
         texts = {
-            "Entries over time": "Norm of each row after each turn; hover for the turn.",
+            "Entries": "Norm of each row after each turn; hover for the turn.",
             "Who wrote what": "Share of each turn in each row; hover for the turn. White: only its start is there.",
-            "Change and decay": f"What each turn changed when written, and what later turns left of it; γ = "
+            "Decay": f"What each turn changed when written, and what later turns left of it; γ = "
                                 f"{studio.model.settings.gamma:g}.",
             "Collisions": "How often each slot was written, and how often again by the next turns.",
             "Matrix": "Components and singular values: few strong ones answer every question alike.",
-            "Token attention": "Attention by block and head; choose one to follow it.",
+            "Attention": "Attention by block and head; choose one to follow it.",
             "Answer": "Log-probability of each token under own, no and another's memory.",
         }
-        chosen = f" Entry {self.entry} is framed." if self.entry is not None and self.views.value == "Who wrote what" else ""
-        return escape(texts.get(self.views.value, "") + chosen)
+        framed = self.entry is not None and self.views.value == "Who wrote what"
+        return escape(texts[self.views.value] + (f" Entry {self.entry} is framed." if framed else ""))
 
     def _draw_reading(self) -> None:
         reading = self.studio.reading
         if reading is None:
-            self.answers.value = "<span class='told'>Ask, and the answer stands here under own, no and another's memory.</span>"
+            self.answers.value = ("<span class='told'>Ask, and the answer stands here under own, no and another's "
+                                  "memory.</span>")
             self._set((self.tokens, dict(options=[("–", None)], value=None)))
         else:
             known, names = self.studio.known(reading.question), {"own": "own", "off": "none", "other": "another's"}
@@ -689,12 +584,12 @@ class StudioView(w.VBox):
                 f"<tr><th>{name}</th><td><b>{escape(reading.answers[memory]) or '<i>nothing</i>'}</b></td>"
                 f"<td class='n'>{signed(float(reading.log_probs[memory].sum()), 2)}</td></tr>"
                 for memory, name in names.items())
-            told = f"The talk says: <b>{escape(known.answer)}</b>" if known else "The talk's own answer is not known."
-            self.answers.value = (f"<table><tr><th>Memory</th><th>answers</th><th>log p of {escape(repr(reading.answer))}</th>"
-                                  f"</tr>{rows}</table>{told}")
+            told = f" (the talk says: {escape(known.answer)})" if known else ""
+            self.answers.value = (f"<table><tr><th>Memory</th><th>answers{told}</th>"
+                                  f"<th>log p of {escape(repr(reading.answer))}</th></tr>{rows}</table>")
             gains = reading.gains("off").tolist()
             self._set((self.tokens, dict(options=[("all", None), *(
-                (f"{_plain_token(token)} {signed(gain, 1)}", i) for i, (token, gain) in enumerate(zip(
+                (f"{plain_token(token)} {signed(gain, 1)}", i) for i, (token, gain) in enumerate(zip(
                     reading.tokens, gains, strict=True)))], value=self.token)))
         self._draw_chain()
 
@@ -702,7 +597,8 @@ class StudioView(w.VBox):
         """Token, block and head, entries, turns, as they are chosen."""
         reading = self.studio.reading
         if reading is None or reading.attention is None:
-            self._set((self.entries, dict(options=[("–", None)], value=None)), (self.behind, dict(options=[], value=None)),
+            self._set((self.entries, dict(options=[("–", None)], value=None)),
+                      (self.behind, dict(options=[], value=None)),
                       *((control, dict(options=[("all", None)], value=None)) for control in (self.blocks, self.heads)))
             return
         L, h = reading.attention.shape[:2]
@@ -716,19 +612,19 @@ class StudioView(w.VBox):
         shares = reading.shares.numpy()
         behind = shares[chosen] if chosen is not None else scores @ shares / total
         turns = [int(t) for t in np.argsort(-behind, kind="stable")[:12] if behind[t] > 0]
-        texts = self.studio.texts
+        named = [(f"{behind[t]:.0%} turn {t} {self.studio.texts[t]}", t) for t in turns] or [(UNWRITTEN, None)]
         self._set(
             (self.blocks, dict(options=[("all", None), *((str(i), i) for i in range(L))], value=self.block)),
             (self.heads, dict(options=[("all", None), *((str(i), i) for i in range(h))], value=self.head)),
             (self.entries, dict(options=[("all", None), *parts], value=chosen)),
-            (self.behind, dict(options=[(f"{behind[t]:.0%} turn {t} {texts[t]}", t) for t in turns] or [(UNWRITTEN, None)],
-                               value=self.turn if self.turn in turns else None)))
+            (self.behind, dict(options=named, value=self.turn if self.turn in turns else None)))
 
     def _draw_cause(self) -> None:
         studio = self.studio
         if studio.reading is None or not studio.reading.moment:
             self._set((self.ranking, dict(options=[], value=None)))
-            self.agreed.value = "<span class='told'>Ask first. Then every turn is taken out of memory once, by exact replay.</span>"
+            self.agreed.value = ("<span class='told'>Ask first. Then every turn is taken out of memory once, by exact "
+                                 "replay.</span>")
             self.removed.value = ""
             return
         effects = studio.effects()
@@ -766,19 +662,3 @@ def open_studio(model: MemoryModel | None = None, talks: Sequence[Talk] | None =
 
 def _methods(studio: Studio) -> list[str]:
     return list(dict.fromkeys([*METHODS, studio.choice[0]]))
-
-
-def _button(text: str, tooltip: str, style: str = "") -> w.Button:
-    return w.Button(description=text, tooltip=tooltip, button_style=style)
-
-
-def _box(title: str, *children: w.Widget, width: str) -> w.VBox:
-    box = w.VBox([w.HTML(f"<h3>{escape(title)}</h3>"), *children],
-                 layout=w.Layout(width=width, min_width="0", margin="2px"))
-    box.add_class("box")
-    return box
-
-
-def _plain_token(token: str) -> str:
-    """A token as a button shows it, where text is not read as HTML."""
-    return token.replace("\n", "↵").replace(" ", "·")[:16] or "·"

@@ -334,7 +334,7 @@ def test_a_walk_through_the_page(page, method):
     assert view.views.value == "Answer" and "Asked after 4 turns" in told(view)
     assert [option[1] for option in view.tokens.options] == [None, *range(len(view.studio.reading.tokens))]
     view.tokens.value = 0
-    assert view.views.value == "Token attention" and view.token == 0
+    assert view.views.value == "Attention" and view.token == 0
     view.blocks.value, view.heads.value = 1, 0
     assert view.pane.figure.layout.shapes[0].y0 == 0.5
     for _, entry in view.entries.options[1:]:  # a slot may hold no turn at all, and says so
@@ -509,7 +509,7 @@ def test_export_writes_every_view_and_the_state(page):
     view.export.click()
     folder = view.studio and __import__("pathlib").Path(view.folder.value)
     pages = {file.stem for file in folder.glob("*.html")}
-    assert pages == {"entries_over_time", "who_wrote_what", "change_and_decay", "collisions", "token_attention", "answer",
+    assert pages == {"entries", "who_wrote_what", "decay", "collisions", "attention", "answer",
                      "cause"}
     assert (folder / "memory.safetensors").is_file() and "files are in" in told(view)
     for file in folder.glob("*.html"):

@@ -19,7 +19,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 SIZE = dict(width=1280, height=720)
-PATIENCE = 90_000  # ms for what a busy machine may take
+PATIENCE = 45_000  # ms for what a busy machine may take
 
 
 @contextmanager
@@ -109,12 +109,20 @@ class Driver:
     def button(self, name: str):
         return self.studio.get_by_role("button", name=name, exact=True)
 
+    def chosen(self, name: str) -> None:
+        """Wait until the button ``name`` of several is the one that is on."""
+        self.studio.locator(".widget-toggle-button.mod-active", has_text=name).first.wait_for()
+
     def box(self, title: str):
         return self.studio.locator(".box", has=self.page.get_by_role("heading", name=title, exact=True))
 
     def listed(self, tooltip: str):
-        """The list or field with this tooltip."""
+        """The list or field without a label that has this tooltip."""
         return self.studio.locator(f"select[title^='{tooltip}'], input[title^='{tooltip}']").first
+
+    def labelled(self, label: str):
+        """The list or field with this label."""
+        return self.studio.get_by_label(label, exact=True)
 
     def told(self, words: str) -> str:
         """What the status line says, once ``words`` are in it."""
@@ -138,8 +146,8 @@ class Driver:
         if question is not None:
             self.listed("A question").fill(question)
             self.listed("A question").press("Tab")
-        self.listed("The answer whose tokens").fill(answer)
-        self.listed("The answer whose tokens").press("Tab")
+        self.labelled("Score").fill(answer)
+        self.labelled("Score").press("Tab")
         start = time.perf_counter()
         self.button("Ask").click()
         self.told("Asked after")
