@@ -102,8 +102,9 @@ PORT ?= 8866
 studio: $(READY) ## the Memory Studio as a page, on this machine only: METHODS=slot, BACKBONE= and PORT= choose
 	@echo "Memory Studio: http://127.0.0.1:$(PORT)/ (Ctrl+C ends it; the first time it trains an adapter, about a minute)"
 	@PDMEM_STUDIO_BACKBONE="$(BACKBONE)" PDMEM_STUDIO_METHOD="$(firstword $(subst $(COMMA), ,$(METHODS)))" \
-	  PDMEM_STUDIO_FOLDER="$(CURDIR)/data/studio" $(RUN) -m voila notebooks/page/memory_studio.ipynb --no-browser \
-	  --Voila.ip=127.0.0.1 --port=$(PORT) --theme=light --Voila.log_level=WARN
+	  PDMEM_STUDIO_FOLDER="$(CURDIR)/data/studio" JUPYTER_PATH="$(CURDIR)/notebooks/page" $(RUN) -m voila \
+	  notebooks/page/memory_studio.ipynb --template=memory_studio --theme=light --no-browser --Voila.ip=127.0.0.1 \
+	  --port=$(PORT) --Voila.log_level=WARN
 
 studio-film: $(READY) ## film the studio with SmolLM2 in a browser: figures/studio.gif, and how long its clicks take
 	@$(RUN) tests/browser/film.py

@@ -120,6 +120,8 @@ def compact(figure: go.Figure, height: int) -> dict[str, Any]:
     for name, axis in layout.items():
         if name.startswith(("xaxis", "yaxis")):
             _small(axis, standoff=4)
+            if "title" in axis:
+                axis["title"]["text"] = _narrow(axis["title"].get("text", ""), 46 if name[0] == "x" else 24)
             axis |= dict(automargin=True, tickfont=dict(size=FONT))
     bars = [trace["colorbar"] for trace in small["data"] if "colorbar" in trace]
     for bar in [*bars, *(axis["colorbar"] for name, axis in layout.items() if name.startswith("coloraxis"))]:
@@ -131,7 +133,7 @@ def compact(figure: go.Figure, height: int) -> dict[str, Any]:
 
 
 def _narrow(text: str, letters: int = 12) -> str:
-    """The title of a colour bar in lines of about so many letters."""
+    """A title in lines of about so many letters."""
     return "<br>".join("<br>".join(wrap(line, letters, break_long_words=False)) if "<" not in line else line
                        for line in text.split("<br>"))
 

@@ -363,7 +363,7 @@ class Studio:
         labels = self.texts[:n]
         if view in ("Attention", "Answer"):
             return self._of_answer(view, token, entry, block, head)
-        if not n and view != "Matrix":
+        if not n and view not in ("Entries", "Matrix"):
             raise ValueError("nothing is written at this moment: step on, or write a turn")
         if view == "Entries":
             return figures.slot_map(recording.norm_history(n), subtitle, labels, "norm of the row")

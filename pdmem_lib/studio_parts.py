@@ -109,14 +109,14 @@ class Work:
         what, self.running = self.running, ""
         self.bar.layout.visibility = self.cancel.layout.visibility = "hidden"
         value, error = outcome
+        try:
+            done(value)  # also after an error: what was reached is shown
+        except Exception as late:
+            error = error or late
         if isinstance(error, Cancelled):
             self.tell(f"{what}: cancelled. What was reached until then is shown.", False)
         elif error is not None:
             self.tell(sentence(error), True)
-        try:
-            done(value)
-        except Exception as late:
-            self.tell(sentence(late), True)
 
 
 def sentence(error: BaseException) -> str:

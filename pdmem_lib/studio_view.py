@@ -36,6 +36,7 @@ METHOD = "kv_extension"  # learns the lesson surely, and its entries are rows th
 BARS = " ▁▂▃▄▅▆▇█"
 SPEEDS = {"slow": 0.5, "1 turn/s": 1.0, "2 turns/s": 2.0, "4 turns/s": 4.0}
 ENTRIES = 4  # that are offered as those read most
+ALL, ANY = -1, ("all", -1)  # a list's value and entry for all of them (ipywidgets shows None as nothing chosen)
 UNWRITTEN = "no turn: only its start is there"
 
 
@@ -157,11 +158,11 @@ class StudioView(w.VBox):
                               tooltip="The answer whose tokens are looked at; empty: own memory's",
                               layout=w.Layout(width="99%"), style=dict(description_width="40px"))
         self.answers = w.HTML()
-        self.tokens = w.ToggleButtons(options=[("–", None)], tooltip="A token of the answer")
+        self.tokens = w.ToggleButtons(options=[ANY], tooltip="A token of the answer")
         options = dict(layout=w.Layout(width="49%"), style=dict(description_width="42px"))
-        self.blocks = w.Dropdown(options=[("all", None)], description="Block", tooltip="Block of the model", **options)
-        self.heads = w.Dropdown(options=[("all", None)], description="Head", tooltip="Head of the block", **options)
-        self.entries = w.ToggleButtons(options=[("–", None)], tooltip="Entries read most by this token")
+        self.blocks = w.Dropdown(options=[ANY], description="Block", tooltip="Block of the model", **options)
+        self.heads = w.Dropdown(options=[ANY], description="Head", tooltip="Head of the block", **options)
+        self.entries = w.ToggleButtons(options=[ANY], tooltip="Entries read most by this token")
         self.behind = w.Select(rows=3, tooltip="Turns behind the entry; choose one",
                                layout=w.Layout(width="99%", height="66px"))
         self.ask.on_click(self._ask)
@@ -241,10 +242,8 @@ class StudioView(w.VBox):
         self._set((self.question, dict(options=tuple(one.question for one in known[:200]),
                                        value=known[0].question if known else "")),
                   (self.look_at, dict(value="")))
-        if not self.work.running:
-            note = self.studio.talk.note
-            self.tell(f"{len(self.studio.texts)} turns in memory{f' ({note})' if note else ''}. "
-                      f"{self.studio.adapter_told}")
+        note = f" ({self.studio.talk.note})" if self.studio.talk.note else ""
+        self.tell(f"{len(self.studio.texts)} turns in memory{note}. {self.studio.adapter_told}")
         self._draw_all()
 
     @handler
@@ -346,7 +345,7 @@ class StudioView(w.VBox):
 
     @handler
     def _chose_token(self, change) -> None:
-        self.token = change["new"]
+        self.token = only(change["new"])
         self.entry = None
         self._set((self.views, dict(value="Attention")))
         self._draw_chain()
@@ -354,13 +353,13 @@ class StudioView(w.VBox):
 
     @handler
     def _chose_place(self, _) -> None:
-        self.block, self.head, self.entry = self.blocks.value, self.heads.value, None
+        self.block, self.head, self.entry = only(self.blocks.value), only(self.heads.value), None
         self._draw_chain()
         self._draw_memory()
 
     @handler
     def _chose_entry(self, change) -> None:
-        self.entry = change["new"]
+        self.entry = only(change["new"])
         view = "Who wrote what" if not self.studio.model.adapter.needs_inputs else "Attention"
         self._set((self.views, dict(value=view)))
         self._draw_chain()
@@ -438,8 +437,7 @@ class StudioView(w.VBox):
         view, views = self.views.value, self.studio.views()
         self._set_choice()
         self._set((self.views, dict(options=views, value=view if view in views else views[0])))
-        if not self.work.running and "error" not in self.message.value:
-            self.tell(f"{self.studio.side.name}. {self.studio.adapter_told}")
+        self.tell(f"{self.studio.side.name}. {self.studio.adapter_told}")
         self._draw_all()
 
     @handler
@@ -539,7 +537,9 @@ class StudioView(w.VBox):
             figure = self.studio.figure(self.views.value, self.token, self.entry, self.block, self.head)
         except ValueError as error:
             self.memory_told.value = f"<span class='told'>{escape(sentence(error))}</span>"
+            self.pane.layout.visibility = "hidden"
             return
+        self.pane.layout.visibility = "visible"
         self._mark(figure)
         self.pane.show(figure)
         self.memory_told.value = f"<span class='told'>{self._caption()}</span>"
@@ -577,7 +577,7 @@ class StudioView(w.VBox):
         if reading is None:
             self.answers.value = ("<span class='told'>Ask, and the answer stands here under own, no and another's "
                                   "memory.</span>")
-            self._set((self.tokens, dict(options=[("–", None)], value=None)))
+            self._set((self.tokens, dict(options=[ANY], value=ALL)))
         else:
             known, names = self.studio.known(reading.question), {"own": "own", "off": "none", "other": "another's"}
             rows = "".join(
@@ -588,18 +588,17 @@ class StudioView(w.VBox):
             self.answers.value = (f"<table><tr><th>Memory</th><th>answers{told}</th>"
                                   f"<th>log p of {escape(repr(reading.answer))}</th></tr>{rows}</table>")
             gains = reading.gains("off").tolist()
-            self._set((self.tokens, dict(options=[("all", None), *(
+            self._set((self.tokens, dict(options=[ANY, *(
                 (f"{plain_token(token)} {signed(gain, 1)}", i) for i, (token, gain) in enumerate(zip(
-                    reading.tokens, gains, strict=True)))], value=self.token)))
+                    reading.tokens, gains, strict=True)))], value=one(self.token))))
         self._draw_chain()
 
     def _draw_chain(self) -> None:
         """Token, block and head, entries, turns, as they are chosen."""
         reading = self.studio.reading
         if reading is None or reading.attention is None:
-            self._set((self.entries, dict(options=[("–", None)], value=None)),
-                      (self.behind, dict(options=[], value=None)),
-                      *((control, dict(options=[("all", None)], value=None)) for control in (self.blocks, self.heads)))
+            self._set((self.behind, dict(options=[], value=None)), *(
+                (control, dict(options=[ANY], value=ALL)) for control in (self.entries, self.blocks, self.heads)))
             return
         L, h = reading.attention.shape[:2]
         scores = reading.entry_scores(self.token, self.block, self.head).numpy()
@@ -614,9 +613,9 @@ class StudioView(w.VBox):
         turns = [int(t) for t in np.argsort(-behind, kind="stable")[:12] if behind[t] > 0]
         named = [(f"{behind[t]:.0%} turn {t} {self.studio.texts[t]}", t) for t in turns] or [(UNWRITTEN, None)]
         self._set(
-            (self.blocks, dict(options=[("all", None), *((str(i), i) for i in range(L))], value=self.block)),
-            (self.heads, dict(options=[("all", None), *((str(i), i) for i in range(h))], value=self.head)),
-            (self.entries, dict(options=[("all", None), *parts], value=chosen)),
+            (self.blocks, dict(options=[ANY, *((str(i), i) for i in range(L))], value=one(self.block))),
+            (self.heads, dict(options=[ANY, *((str(i), i) for i in range(h))], value=one(self.head))),
+            (self.entries, dict(options=[ANY, *parts], value=one(chosen))),
             (self.behind, dict(options=named, value=self.turn if self.turn in turns else None)))
 
     def _draw_cause(self) -> None:
@@ -658,6 +657,16 @@ def open_studio(model: MemoryModel | None = None, talks: Sequence[Talk] | None =
     if kept is None:
         view.begin_training()
     return view
+
+
+def only(value: int) -> int | None:
+    """What is chosen in a list that offers all; None for all."""
+    return None if value == ALL else value
+
+
+def one(chosen: int | None) -> int:
+    """The list's value for what is chosen."""
+    return ALL if chosen is None else chosen
 
 
 def _methods(studio: Studio) -> list[str]:

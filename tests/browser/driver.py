@@ -31,7 +31,8 @@ def serve(kind: str, folder: Path, **environment: str) -> Iterator[str]:
     notebook = folder / "studio.ipynb"
     shutil.copy(PAGE, notebook)
     if kind == "voila":
-        command = ["voila", str(notebook), "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}", "--theme=light"]
+        command = ["voila", str(notebook), "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}", "--theme=light",
+                   "--template=memory_studio"]
         address = f"http://127.0.0.1:{port}/"
     else:
         command = ["jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
@@ -39,7 +40,10 @@ def serve(kind: str, folder: Path, **environment: str) -> Iterator[str]:
                    "--LabApp.news_url=", "--ServerApp.terminals_enabled=False"]
         address = f"http://127.0.0.1:{port}/lab/tree/studio.ipynb?reset"
     (folder / "config").mkdir(exist_ok=True)
-    own = dict(JUPYTER_CONFIG_DIR=str(folder / "config"), JUPYTERLAB_SETTINGS_DIR=str(folder / "settings"),
+    news = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    news.parent.mkdir(parents=True, exist_ok=True)
+    news.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    own = dict(JUPYTER_PATH=str(PAGE.parent), JUPYTER_CONFIG_DIR=str(folder / "config"), JUPYTERLAB_SETTINGS_DIR=str(folder / "settings"),
                JUPYTERLAB_WORKSPACES_DIR=str(folder / "workspaces"), JUPYTER_PREFER_ENV_PATH="1", HF_HUB_OFFLINE="1",
                PYTHONPATH=str(ROOT))
     with open(folder / "server.log", "w") as log:
@@ -95,6 +99,7 @@ class Driver:
             self.page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
             self.page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for()
             self.page.keyboard.press("Shift+Enter")
+            self.page.keyboard.press("Control+b")  # hides the list of files
         self.studio.wait_for()
         self.studio.locator(".pdmem-pane .main-svg").first.wait_for()
 
@@ -127,7 +132,7 @@ class Driver:
     def told(self, words: str) -> str:
         """What the status line says, once ``words`` are in it."""
         self.status.filter(has_text=words).wait_for()
-        return self.status.inner_text()
+        return plain(self.status.inner_text())
 
     def drawn(self, box: str = "Memory") -> int:
         return int(self.box(box).locator(".pdmem-pane").first.get_attribute("data-drawn") or 0)
@@ -166,6 +171,11 @@ class Driver:
             self.shots.mkdir(parents=True, exist_ok=True)
             self.frames.append(self.shots / f"{len(self.frames):02}-{name}.png")
             self.page.screenshot(path=self.frames[-1])
+
+
+def plain(text: str) -> str:
+    """Text of a page with its blanks as a keyboard makes them: lists show no-break ones."""
+    return text.replace("\xa0", " ")
 
 
 @contextmanager
