@@ -1,7 +1,7 @@
 # Everything by one command; `make help` lists them. Needs Python 3.11 or 3.12 and a package index, nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce foretell recall chapters test bench audit docs lab clean
+.PHONY: help setup reproduce foretell recall chapters test bench audit docs lab studio studio-film clean
 
 # What to run. Empty: what the preset says.
 PRESET ?= quick
@@ -38,7 +38,7 @@ FALLBACK := $(shell sed -n 's/^fallback-model = "\(.*\)"/\1/p' pyproject.toml)
 CHAPTERS := $(filter-out notebooks/9%,$(wildcard notebooks/[0-9]*.ipynb)) $(wildcard notebooks/solutions/*.ipynb)
 
 help: ## list the targets
-	@sed -n 's/^\([a-z.]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z.-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 	@echo "  Variables: PRESET=smoke|quick|full BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 KEEP=1 PROFILE=slurm|kubernetes NO_VENV=1"
 
 setup: $(READY) ## make the environment (the others do it by themselves)
@@ -114,6 +114,17 @@ docs: $(READY) ## the library's reference as pages, made of its docstrings: buil
 
 lab: $(READY) ## open the notebooks in JupyterLab, on this machine only
 	@$(RUN) -m jupyterlab --ip=127.0.0.1
+
+PORT ?= 8866
+studio: $(READY) ## the Memory Studio as a page, on this machine only: METHODS=slot, BACKBONE= and PORT= choose
+	@echo "Memory Studio: http://127.0.0.1:$(PORT)/ (Ctrl+C ends it; the first time it trains an adapter, about a minute)"
+	@PDMEM_STUDIO_BACKBONE="$(BACKBONE)" PDMEM_STUDIO_METHOD="$(firstword $(subst $(COMMA), ,$(METHODS)))" \
+	  PDMEM_STUDIO_FOLDER="$(CURDIR)/data/studio" JUPYTER_PATH="$(CURDIR)/notebooks/page" $(RUN) -m voila \
+	  notebooks/page/memory_studio.ipynb --template=memory_studio --theme=light --no-browser --Voila.ip=127.0.0.1 \
+	  --port=$(PORT) --Voila.log_level=WARN
+
+studio-film: $(READY) ## film the studio with SmolLM2 in a browser: figures/studio.gif, and how long its clicks take
+	@$(RUN) tests/browser/film.py
 
 environment.yml: pyproject.toml $(READY) ## make the conda environment's file anew from pyproject.toml
 	@$(RUN) -m pyproject2conda project --overwrite force

@@ -15,7 +15,8 @@ methods and their registry), `memory` (MemoryModel), `locomo` and `synthetic` (d
 forgotten), `persistence` (adapters and states as files), `session` (a conversation that goes on) and `journal` (its
 folder), `chat`, `cards` (model cards), `references` (what stands beside a memory),
 `estimates` (intervals and the verdict), `recall` (a task whose answer is known), `experiment` (one run of the study),
-`published` (others' numbers), `figures`.
+`published` (others' numbers), `figures`; `causal` (what an answer rests on), `recording` (a conversation kept turn by
+turn), `lesson` (an adapter in a minute), and the Memory Studio, `studio`, made of `studio_model` and `studio_view`.
 """
 
 from importlib.metadata import version
@@ -32,9 +33,25 @@ from .synthetic import synthetic_conversations
 from .training import train
 
 __version__ = version("pdmem")  # pyproject.toml says it
+
+
+def studio(model: "MemoryModel | None" = None, talks=None, folder="studio-export", **settings):
+    """The Memory Studio: a page in which a memory is watched as it is written and read (`studio_view.open_studio`).
+
+    ``model`` None: SmolLM2 or what "auto" stands for, with the adapter kept of the studio's lesson, or trained now.
+    Needs the notebook extras; RuntimeError that says so without them.
+    """
+    try:
+        from .studio_view import open_studio
+    except ImportError as error:
+        raise RuntimeError(f"the Memory Studio needs the notebook extras, and {error.name} is missing: "
+                           'pip install "pdmem[notebooks]", or make setup') from error
+    return open_studio(model, talks, folder, **settings)
+
+
 __all__ = [
     "METHODS", "REGISTRY", "Backbone", "Conversation", "Evaluation", "Experiment", "MemoryModel", "MemorySettings",
     "Question", "Session", "Turn", "conformance", "editing", "estimates", "evaluate", "load_backbone", "load_data",
-    "load_locomo", "metrics", "published", "recall", "save_run", "split", "synthetic_conversations",
-    "to_dataset_dict", "train", "write",
+    "load_locomo", "metrics", "published", "recall", "save_run", "split", "studio",
+    "synthetic_conversations", "to_dataset_dict", "train", "write",
 ]

@@ -5,7 +5,7 @@ several: lines and bars are then means over the seeds, the seeds themselves dots
 marker in every figure, a capacity one dash, filling and hatch, so that no reading rests on colour alone. Text from data
 is escaped. ``subtitle`` names what was measured: backbone, preset, data, seeds. A missing column or an empty table is a
 ValueError that names it. Those that weigh the evidence are written in `evidence_figures`, those of the data in
-`data_figures`, and offered here too.
+`data_figures`, and offered here too. Those of a single memory are in `memory_figures` and `causal_figures`.
 """
 
 import json
@@ -26,6 +26,7 @@ from plotly.subplots import make_subplots
 from ._plot import (FONT, INK, SEED, WIDTH, add_to_panel, bar_style, capacity_legend, fill_of, finish, groups,
                     label_panels, literal, look_of, lower_labels, method_panels, ordered, panel_height, require, span,
                     times)
+from .causal_figures import attention_by_head, effect_bars, turn_changes
 from .data_figures import how_far_back, lags_by_category, session_timeline
 from .diagrams import block_diagram
 from .evidence_figures import (MEMORIES, breakdown, clipping, controls_chart, effect_intervals, log_probability_bars,
@@ -38,13 +39,13 @@ from .memory_figures import (answer_map, attention_by_block, attention_to_entrie
                              token_gain, turn_scores_bars)
 from .metrics import LAG_BUCKETS
 
-__all__ = ["MEMORIES", "WIDTH", "answer_map", "attention_by_block", "attention_to_entries", "bank_spread",
-           "block_diagram", "breakdown", "category_heatmap", "clipping", "controls_chart", "effect_intervals",
-           "effective_rank", "fill_of", "forgetting_curves", "gates", "hebbian_matrix", "how_far_back",
+__all__ = ["MEMORIES", "WIDTH", "answer_map", "attention_by_block", "attention_by_head", "attention_to_entries",
+           "bank_spread", "block_diagram", "breakdown", "category_heatmap", "clipping", "controls_chart",
+           "effect_bars", "effect_intervals", "effective_rank", "fill_of", "forgetting_curves", "gates", "hebbian_matrix", "how_far_back",
            "knowledge_curves", "lags_by_category", "log_probability_bars", "look_of", "loss_curves", "nearest_tokens",
            "nearest_tokens_of", "noise_floor_bars", "null_distribution", "picture", "provenance_map",
            "published_against_ours", "recall_curves", "reference_points", "retained_bars", "save", "save_all",
-           "session_timeline", "slot_map", "slot_usage", "token_gain", "turn_finding", "turn_scores_bars"]
+           "session_timeline", "slot_map", "slot_usage", "token_gain", "turn_changes", "turn_finding", "turn_scores_bars"]
 
 # --- the figures ------------------------------------------------------------------------------------------------------
 

@@ -111,7 +111,7 @@ def load_locomo(path: str | os.PathLike | None = None) -> list[Conversation]:
     ones. Raises FileNotFoundError for a missing file, ValueError for an altered or malformed one, RuntimeError when the
     download fails.
     """
-    source = Path(path) if path is not None else _local_copy() or _download()
+    source = Path(path) if path is not None else local_copy() or _download()
     content = _read(source) if path is not None else _read_official(source)
     try:
         records = json.loads(content)
@@ -127,7 +127,7 @@ def locomo_available(timeout: float = 3.0) -> tuple[bool, str]:
     """
     import pooch
 
-    if source := _local_copy():
+    if source := local_copy():
         try:
             _read_official(source)
         except (OSError, ValueError) as error:
@@ -140,7 +140,7 @@ def locomo_available(timeout: float = 3.0) -> tuple[bool, str]:
     return offered, f"LoCoMo is not on this machine and {LOCOMO_URL} {'offers' if offered else 'does not offer'} it."
 
 
-def _local_copy() -> Path | None:
+def local_copy() -> Path | None:
     if named := os.environ.get("PDMEM_LOCOMO"):
         return Path(named)  # taken at its word: where it is wrong that is an error, there is no falling back
     try:

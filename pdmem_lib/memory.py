@@ -244,16 +244,47 @@ class MemoryModel:
         injection = self._injections(memories, inputs)
         return score_targets(self.backbone, ids, mask, question, injection)
 
-    @torch.no_grad()
     def token_log_probs(self, question: str, answer: str, memory: Memory = "own") -> tuple[list[str], Tensor]:
         """The answer token by token: their texts, and the log-probability (nats) of each, (T,), whose sum is `score`'s.
 
         The last is the closing line feed.
         """
-        prompts, targets = [self.backbone.token_ids(prompt_text(question))], [target_ids(self.backbone, answer)]
-        self._fitting(prompts[0] + targets[0])
-        _, log_probs = target_log_probs(self.backbone, *self._rows_under([memory], prompts, targets))
-        return [self.backbone.tokenizer.decode([i]) for i in targets[0]], log_probs
+        tokens, log_probs = self.token_log_probs_under([memory], question, answer)
+        return tokens, log_probs[0]
+
+    @torch.no_grad()
+    def token_log_probs_under(self, memories: Sequence[Memory], question: str,
+                              answer: str) -> tuple[list[str], Tensor]:
+        """`token_log_probs` under each of several memories in one pass: the tokens' texts, and (memories, T)."""
+        prompts, targets = self._one_row(question, answer)
+        _, log_probs = target_log_probs(self.backbone, *self._rows_under(memories, prompts, targets))
+        return [self.backbone.tokenizer.decode([i]) for i in targets[0]], log_probs.view(len(memories), -1)
+
+    @torch.no_grad()
+    def attention_of_answer(self, question: str, answer: str, memory: Memory = "own") -> Tensor | None:
+        """What is read of each entry where each of the answer's T tokens is foretold, (L, h, T, M), on the CPU.
+
+        As `attention_to_memory`, at the token before each of those that `token_log_probs` scores; M.4 asks with the
+        question alone, so its entries are the prompt's tokens. None where nothing is read.
+        """
+        prompts, targets = self._one_row(question, answer)
+        ids, _, _, injection = self._rows_under([memory], prompts, targets)
+        seen: list[Tensor] = []
+        for part in [injection] if isinstance(injection, seam.Branch) else injection or []:
+            part.seen = seen
+        with seam.inject(self.backbone.model, injection):
+            self.backbone.model.base_model(ids, use_cache=False)
+        if not seen:
+            return None
+        asked = len(prompts[0])
+        attention = torch.cat(seen).cpu()[:, :, asked - 1 : -1]  # (L, h, T, M): B is 1
+        return attention[..., :asked] if self.adapter.needs_inputs else attention
+
+    def _one_row(self, question: str, answer: str) -> tuple[list[list[int]], list[list[int]]]:
+        """The ids of one prompt and its answer, each as a list of one row."""
+        prompt, target = self.backbone.token_ids(prompt_text(question)), target_ids(self.backbone, answer)
+        self._fitting(prompt + target)
+        return [prompt], [target]
 
     def _rows_under(self, memories: Sequence[Memory], prompts: list[list[int]],
                     targets: list[list[int]]) -> tuple[Tensor, Tensor, Tensor, seam.Injection]:

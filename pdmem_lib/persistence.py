@@ -71,6 +71,11 @@ def adapter_fingerprint(model: "MemoryModel") -> str:
     return fingerprint(model.adapter.state_dict())
 
 
+def text_sha256(text: str) -> str:
+    """sha256 (hex) of a text in UTF-8, as a log keeps it of a turn or a question."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def utc_now() -> str:
     """The time in UTC to the second, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

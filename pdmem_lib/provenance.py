@@ -105,23 +105,40 @@ def _trace_turns(model: MemoryModel, hidden: Iterable[Tensor],
 
     ``size`` must scale with its argument: rows' decays are applied to sizes, so that no part is kept but its size.
     """
-    adapter, state = model.adapter, model.adapter.initial_state()
+    start = model.adapter.initial_state()
+    sizes = size(_only_tensor(model, start))[:, None]  # (K, 1)
+    yield start, sizes
+    for state, decay, added in write_parts(model, hidden):
+        if model.adapter.needs_inputs and decay.ndim:
+            raise RuntimeError(f"{model.method} mixes rows that decay differently: sizes of its entries cannot be decayed")
+        sizes = torch.cat([sizes * decay[..., None], size(added)[:, None]], dim=1)
+        yield state, sizes
+
+
+@torch.no_grad()
+def write_parts(model: MemoryModel, hidden: Iterable[Tensor],
+                start: State | None = None) -> Iterator[tuple[State, Tensor, Tensor]]:
+    """Every write taken apart: the state after each turn, what it kept of the old rows, (M,) or (), and what it added.
+
+    ``new = decay * old + added`` row by row, with ``added`` of the state's own shape; from ``start`` (None: P_0).
+    """
+    adapter, state = model.adapter, model.adapter.initial_state() if start is None else model.checked(start)
+    old = _only_tensor(model, state)
+    for H in hidden:
+        H = H.to(model.backbone.device, torch.float32)
+        decay = adapter.decay(state, H)  # (M,) or ()
+        state = adapter.write(state, H)
+        new = _only_tensor(model, state)
+        yield state, decay, new - decay[..., None] * old
+        old = new
+
+
+def _only_tensor(model: MemoryModel, state: State) -> Tensor:
     if len(state) != 1:
         raise ValueError(f"{model.method} keeps {len(state)} tensors, provenance is traced in exactly one: "
                          "use a method with a bank or a matrix")
-    ((name, old),) = state.items()
-    sizes = size(old)[:, None]  # (K, 1)
-    yield state, sizes
-    for H in hidden:
-        H = H.to(model.backbone.device, torch.float32)
-        decay = adapter.decay(state, H)[..., None]  # (M, 1) or (1,)
-        if adapter.needs_inputs and decay.ndim == 2:
-            raise RuntimeError(f"{model.method} mixes rows that decay differently: sizes of its entries cannot be decayed")
-        state = adapter.write(state, H)
-        added = size(state[name] - decay * old)  # what this turn added, (K,)
-        sizes = torch.cat([sizes * decay, added[:, None]], dim=1)
-        old = state[name]
-        yield state, sizes
+    (tensor,) = state.values()
+    return tensor
 
 
 # ---- where a question looks ------------------------------------------------------------------------------------------

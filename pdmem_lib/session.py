@@ -10,7 +10,6 @@ call that changes something is on disk when it returns, whole or not at all, and
 (`journal`). Texts are kept only with ``keep_text``: to be read in the transcript, and to forget a turn exactly.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,7 +24,7 @@ from .backbone import Backbone, slow_bar
 from .journal import Journal, Point
 from .memory import MemoryModel
 from .methods import State
-from .persistence import LogEntry, SavedState, utc_now
+from .persistence import LogEntry, SavedState, text_sha256, utc_now
 
 if TYPE_CHECKING:
     import pandas
@@ -119,7 +118,7 @@ class Session:
             for number, text in enumerate(texts, start=self._next):
                 H = self._encode(text)
                 state = self._written(state, H)
-                entries.append(LogEntry("write", utc_now(), turn=number, tokens=len(H), sha256=_sha256(text),
+                entries.append(LogEntry("write", utc_now(), turn=number, tokens=len(H), sha256=text_sha256(text),
                                         text=text if self.keep_text else None))
                 bar.update()
         now = self._now
@@ -133,7 +132,7 @@ class Session:
         answers = self.model.answer(asked, max_new_tokens, memory=self.state)
         if not (self._journal and self._journal.read_only):
             self._append(self._now, [
-                LogEntry("ask", utc_now(), sha256=_sha256(question), text=question if self.keep_text else None,
+                LogEntry("ask", utc_now(), sha256=text_sha256(question), text=question if self.keep_text else None,
                          answer=answer if self.keep_text else None)
                 for question, answer in zip(asked, answers, strict=True)])
         return answers[0] if isinstance(questions, str) else answers
@@ -290,7 +289,7 @@ class Session:
         known = {}
         for entry in self._log:
             if entry.kind == "write" and (text := given.get(entry.turn, entry.text)) is not None:
-                if _sha256(text) != entry.sha256:
+                if text_sha256(text) != entry.sha256:
                     raise ValueError(f"this is not the text that was written as turn {entry.turn}: its hash differs")
                 known[entry.turn] = text
         return known
@@ -331,7 +330,3 @@ def _stripped(entry: LogEntry, gone: set[int]) -> LogEntry:
     if entry.kind == "write" and entry.turn in gone:
         return LogEntry("forgotten", utc_now(), turn=entry.turn)
     return replace(entry, text=None, answer=None) if entry.kind == "ask" else entry
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("plotly", reason="the figures come with the notebooks extra")
 
 from pdmem_lib import figures, memory_figures  # noqa: E402
+from pdmem_lib.causal import agreement  # noqa: E402
 
 SUBTITLE = "SmolLM2-135M-Instruct · preset cpu · conversation conv-47"
 STRANGER = "<script>alert(1)</script> & <b>co</b>"
@@ -43,6 +44,9 @@ DRAWN = {
                                                ["cat", None]),
     "nearest_tokens": lambda s: figures.nearest_tokens(NEAREST, s),
     "bank_spread": lambda s: figures.bank_spread({"slot": [4, 3, 3.5], STRANGER: [4, 2, 1], "prefix": [4, 2, 1]}, s),
+    "turn_changes": lambda s: figures.turn_changes(SCORES, [0.2, 0.4, 0.6, 0.8, 1], s, LABELS, gamma=0.9),
+    "attention_by_head": lambda s: figures.attention_by_head(ATTENTION[:, :, 0].sum(-1), s, STRANGER, 1, 0),
+    "effect_bars": lambda s: figures.effect_bars([0.5, -1, np.nan, 2, 0], SCORES, LABELS, s, agreement(SCORES, SCORES)),
 }
 WITHOUT_TEXT = {"hebbian_matrix", "slot_usage"}
 
@@ -95,11 +99,13 @@ def test_every_axis_says_what_it_shows(name):
     figure = DRAWN[name](SUBTITLE)
     named_by_ticks = {"answer_map", "turn_scores_bars", "provenance_map, top", "attention_to_entries", "token_gain",
                       "nearest_tokens"}
-    assert figure.layout.xaxis.title.text or name == "attention_by_block"  # its panels' titles name the tokens
+    by_panels = {"attention_by_block", "turn_changes"}  # the panels' titles name the tokens, the lower panel the turns
+    assert figure.layout.xaxis.title.text or name in by_panels
     assert figure.layout.yaxis.title.text or name in named_by_ticks
     units = {"provenance_map": "(%)", "attention_by_block": "(%)", "attention_to_entries": "(%)",
              "turn_scores_bars": "(%)", "slot_usage": "(%)", "token_gain": "(nats", "bank_spread": "logarithmic",
-             "hebbian_matrix": "logarithmic", "slot_map": "norm", "nearest_tokens": "cosine", "gates": "tanh(gate)"}
+             "hebbian_matrix": "logarithmic", "slot_map": "norm", "nearest_tokens": "cosine", "gates": "tanh(gate)",
+             "turn_changes": "norm", "attention_by_head": "(%)", "effect_bars": "(nats)"}
     assert units.get(name, "") in " ".join(strings(figure.to_plotly_json()))
 
 
@@ -425,3 +431,43 @@ def test_ticks_of_a_logarithm_are_round_numbers():
     assert [memory_figures._round(value) for value in (0.001, 0.5, 20000, 1e5, 2e-6)] == [
         "0.001", "0.5", "20000", "10⁵", "2·10⁻⁶"]
     assert len(memory_figures._log_ticks(0.301, 0.302)) == 1  # even where no round number is near
+
+
+# --- the studio's -----------------------------------------------------------------------------------------------------
+
+def test_effects_stand_beside_the_attention_on_axes_with_one_zero():
+    figure = DRAWN["effect_bars"](SUBTITLE)
+    effects = np.nansum([[y if y is not None else np.nan for y in bar.y] for bar in traces(figure, type="bar")], axis=0)
+    assert effects.tolist() == [0.5, -1, 0, 2, 0]
+    (looked,) = traces(figure, type="scatter")
+    assert list(looked.y) == (100 * SCORES / SCORES.sum()).tolist()
+    left, right = figure.layout.yaxis.range, figure.layout.yaxis2.range
+    assert left[0] / left[1] == pytest.approx(right[0] / right[1])
+    assert notes(figure) == ["1", "2"]  # ranks of those that speak for the answer
+    assert "Spearman's ρ = +1.00" in figure.layout.title.text and "n = 5" in figure.layout.title.text
+    told = figures.effect_bars([1.0, 1], [1.0, 2], LABELS[:2], SUBTITLE, agreement([1, 2], [1, 1]))
+    assert "no agreement can be told, n = 2" in told.layout.title.text
+
+
+def test_changes_and_what_is_left_are_drawn_as_given():
+    figure = DRAWN["turn_changes"](SUBTITLE)
+    changes, left = traces(figure, type="bar")
+    assert list(changes.y) == SCORES.tolist() and list(left.y) == pytest.approx([20, 40, 60, 80, 100])
+    assert list(traces(figure, type="scatter")[0].y) == pytest.approx([65.61, 72.9, 81, 90, 100])
+
+
+def test_the_chosen_block_and_head_are_framed():
+    (frame,) = DRAWN["attention_by_head"](SUBTITLE).layout.shapes
+    assert (frame.x0, frame.x1, frame.y0, frame.y1) == (-0.5, 0.5, 0.5, 1.5)
+    assert not figures.attention_by_head(np.zeros((2, 2)), SUBTITLE).layout.shapes
+
+
+@pytest.mark.parametrize(("draw", "words"), [
+    (lambda: figures.turn_changes([1.0, 2], [1.0], SUBTITLE), "one each a turn"),
+    (lambda: figures.turn_changes([1.0], [2.0], SUBTITLE), "parts of 0 to 1"),
+    (lambda: figures.attention_by_head(np.full((2, 2), 2.0), SUBTITLE), "between 0 and 1"),
+    (lambda: figures.effect_bars([1.0], [1.0, 2], LABELS[:1], SUBTITLE), "one effect and one score"),
+])
+def test_the_studios_figures_refuse_what_they_cannot_mean(draw, words):
+    with pytest.raises(ValueError, match=words):
+        draw()
