@@ -23,13 +23,13 @@ PATIENCE = 45_000  # ms for what a busy machine may take
 
 
 @contextmanager
-def serve(kind: str, folder: Path, **environment: str) -> Iterator[str]:
-    """The address of a Voilà page or a JupyterLab with the page's notebook, in ``folder``; gone afterwards."""
+def serve(kind: str, folder: Path, source: Path = PAGE, **environment: str) -> Iterator[str]:
+    """The address of a Voilà page or a JupyterLab with the notebook ``source``, in ``folder``; gone afterwards."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     notebook = folder / "studio.ipynb"
-    shutil.copy(PAGE, notebook)
+    shutil.copy(source, notebook)
     if kind == "voila":
         command = ["voila", str(notebook), "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}", "--theme=light",
                    "--template=memory_studio"]
