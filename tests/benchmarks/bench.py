@@ -227,13 +227,14 @@ def answer(bench: Bench) -> Iterator[dict]:
 
 
 def generate(bench: Bench) -> Iterator[dict]:
-    """Greedy answers to 32 questions with a bank at 10x against the bare model."""
+    """Greedy answers to 32 questions, of at most the protocol's 24 tokens, with a bank at 10x against the bare model; the
+    bank is read anew for each call, M.1's prefix run through the blocks included."""
     for method in pdmem.METHODS:
         model = bench.written(method, 10)
         with bench.backbone.autocast("auto"):
             yield dict(method=method, capacity=10, at_least=0.7, **bench.ratio(
-                lambda: model.answers_under(["own"], bench.questions, 16),  # noqa: B023
-                lambda: model.answers_under(["off"], bench.questions, 16)))  # noqa: B023
+                lambda: model.answers_under(["own"], bench.questions, 24),  # noqa: B023
+                lambda: model.answers_under(["off"], bench.questions, 24)))  # noqa: B023
 
 
 def growth(bench: Bench) -> Iterator[dict]:
