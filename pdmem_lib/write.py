@@ -1,10 +1,11 @@
 """Write rules: how a turn's hidden states change the memory [A, C].
 
 Pure functions on an explicit state, unbatched, row vectors (``H @ W``). They never change their arguments and
-never ask for a gradient. The maps ``W_*`` are fixed: drawn once from the seed, never trained [C].
+never ask for a gradient. States without a token (T = 0) are a ValueError. The maps ``W_*`` are fixed: drawn once from
+the seed, never trained [C].
 
 Each rule has the form ``new = decay * old + increment`` row by row, so that a state is exactly the sum of what its
-start and every turn left in it (`provenance`): decay is gamma in `attention_coupled`, gamma in the written rows of
+start and every turn left in it (`pdmem_lib.provenance`): decay is gamma in `attention_coupled`, gamma in the written rows of
 `sparse_slots` and 1 in the others, `hebbian_decay` in `hebbian`.
 
 Axis letters of the whole library: ``B`` batch, ``T`` tokens of input, ``M`` memory entries, ``L`` blocks, ``h`` heads,
