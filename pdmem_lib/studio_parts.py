@@ -22,7 +22,9 @@ STYLE = """<style>
 .pdmem-studio .jupyter-button.mod-active { background: #08306B; color: #fff; border-color: #08306B; }
 .pdmem-studio .jupyter-button.mod-primary { background: #0072B2; color: #fff; border-color: #0072B2; }
 .pdmem-studio .jupyter-button:disabled { opacity: .5; }
-.pdmem-studio .widget-toggle-buttons .jupyter-button { margin: 1px; height: 27px; line-height: 25px; }
+.pdmem-studio .widget-toggle-buttons .jupyter-button { margin: 1px; height: 27px; line-height: 25px; padding: 0 6px;
+  font-size: 13px; }
+.pdmem-studio .n { white-space: nowrap; }
 .pdmem-studio .widget-toggle-buttons > .widget-label { display: none; }
 .pdmem-studio select, .pdmem-studio input { border-color: #767676; color: #111; }
 .pdmem-studio h2 { font-size: 19px; margin: 0; } .pdmem-studio small { font-size: 14px; font-weight: normal; }

@@ -37,7 +37,7 @@ BARS = " ▁▂▃▄▅▆▇█"
 SPEEDS = {"slow": 0.5, "1 turn/s": 1.0, "2 turns/s": 2.0, "4 turns/s": 4.0}
 ENTRIES = 4  # that are offered as those read most
 ALL, ANY = -1, ("all", -1)  # a list's value and entry for all of them (ipywidgets shows None as nothing chosen)
-UNWRITTEN = "no turn: only its start is there"
+UNWRITTEN, UNREAD = "no turn: only its start is there", "nothing is read: is the adapter trained?"
 
 
 def handler(method: Callable) -> Callable:
@@ -478,7 +478,7 @@ class StudioView(w.VBox):
         cells = {name: "".join(f"<td>{text}</td>" for text in texts) for name, texts in rows.items()}
         table = "".join(f"<tr><th>{name}</th>{texts}</tr>" for name, texts in cells.items())
         self.compared.value = f"<table>{table}</table>"
-        self.side_by_side.children = [w.VBox([pane], layout=w.Layout(width="50%")) for pane in self.panes]
+        self.side_by_side.children = [w.VBox([pane], layout=w.Layout(flex="1 1 0", min_width="0")) for pane in self.panes]
         names = " and ".join(self.studio.sides[choice].name for choice in found)
         self.tell(f"{names}, on the same conversation and question.")
         self._draw_cause()
@@ -584,9 +584,9 @@ class StudioView(w.VBox):
                 f"<tr><th>{name}</th><td><b>{escape(reading.answers[memory]) or '<i>nothing</i>'}</b></td>"
                 f"<td class='n'>{signed(float(reading.log_probs[memory].sum()), 2)}</td></tr>"
                 for memory, name in names.items())
-            told = f" (the talk says: {escape(known.answer)})" if known else ""
+            told = f" (right: {escape(known.answer)})" if known else ""
             self.answers.value = (f"<table><tr><th>Memory</th><th>answers{told}</th>"
-                                  f"<th>log p of {escape(repr(reading.answer))}</th></tr>{rows}</table>")
+                                  f"<th class='n'>log p of {escape(repr(reading.answer))}</th></tr>{rows}</table>")
             gains = reading.gains("off").tolist()
             self._set((self.tokens, dict(options=[ANY, *(
                 (f"{plain_token(token)} {signed(gain, 1)}", i) for i, (token, gain) in enumerate(zip(
@@ -611,7 +611,8 @@ class StudioView(w.VBox):
         shares = reading.shares.numpy()
         behind = shares[chosen] if chosen is not None else scores @ shares / total
         turns = [int(t) for t in np.argsort(-behind, kind="stable")[:12] if behind[t] > 0]
-        named = [(f"{behind[t]:.0%} turn {t} {self.studio.texts[t]}", t) for t in turns] or [(UNWRITTEN, None)]
+        named = [(f"{behind[t]:.0%} turn {t} {self.studio.texts[t]}", t) for t in turns] or [
+            (UNWRITTEN if scores.any() else UNREAD, None)]
         self._set(
             (self.blocks, dict(options=[ANY, *((str(i), i) for i in range(L))], value=one(self.block))),
             (self.heads, dict(options=[ANY, *((str(i), i) for i in range(h))], value=one(self.head))),
