@@ -13,7 +13,7 @@ from .studio_model import Cancelled, Progress
 
 SHOWN = 0.1  # seconds between two steps of the progress bar
 STYLE = """<style>
-.pdmem-studio { font-size: 14px; line-height: 1.35; color: #222; --jp-widgets-font-size: 14px; max-width: 1360px;
+.pdmem-studio { font-size: 14px; line-height: 1.35; color: #222; --jp-widgets-font-size: 14px; max-width: 1360px; margin-top: -8px;
   background: #fff; }
 .pdmem-studio .jupyter-button { width: auto; flex-shrink: 0; padding: 0 9px; border: 1px solid #767676;
   border-radius: 4px; background: #f4f6f8; color: #111; }

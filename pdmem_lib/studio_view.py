@@ -123,7 +123,7 @@ class StudioView(w.VBox):
         self.moment = w.IntSlider(0, 0, 1, description="After", tooltip="How many turns are written",
                                   layout=w.Layout(width="99%"), style=dict(description_width="38px"))
         self.turns = w.Select(rows=8, tooltip="Turns; the bar tells how much each changed the memory",
-                              layout=w.Layout(width="99%", height="182px"))
+                              layout=w.Layout(width="99%", height="160px"))
         self.turn_told = w.HTML()
         self.said = w.Text(placeholder="Ann: say something", tooltip="A turn of your own",
                            layout=w.Layout(flex="1 1 0", width="auto", min_width="0"))
@@ -139,12 +139,13 @@ class StudioView(w.VBox):
         self.write.on_click(self._write)
         self.undo.on_click(self._undo)
         self.left = box("Conversation", w.HBox([self.talks, self.speed]),
-                         w.HBox([self.first, self.back, self.play, self.step]), self.moment, self.turns, self.turn_told,
+                         w.HBox([self.first, self.back, self.play, self.step],
+                                layout=w.Layout(flex_flow="row wrap")), self.moment, self.turns, self.turn_told,
                          w.HBox([self.said, self.write, self.undo]), place=LEFT)
 
     def _make_memory(self) -> None:
         self.views = w.ToggleButtons(options=self.studio.views(), tooltip="What is shown of the memory")
-        self.pane = Pane(300, first=True)
+        self.pane = Pane(280, first=True)
         self.memory_told = w.HTML()
         self.views.observe(self._chose_view, names="value")
         self.pane.on_click(self._clicked_memory)
@@ -164,7 +165,7 @@ class StudioView(w.VBox):
         self.heads = w.Dropdown(options=[ANY], description="Head", tooltip="Head of the block", **options)
         self.entries = w.ToggleButtons(options=[ANY], tooltip="Entries read most by this token")
         self.behind = w.Select(rows=3, tooltip="Turns behind the entry; choose one",
-                               layout=w.Layout(width="99%", height="66px"))
+                               layout=w.Layout(width="99%", height="54px"))
         self.ask.on_click(self._ask)
         self.tokens.observe(self._chose_token, names="value")
         self.blocks.observe(self._chose_place, names="value")
@@ -237,7 +238,8 @@ class StudioView(w.VBox):
             raise
 
     def _opened(self, _) -> None:
-        self.token = self.entry = self.block = self.head = self.turn = None
+        self._reading_gone()
+        self.turn = None
         known = self.studio.talk.known
         self._set((self.question, dict(options=tuple(one.question for one in known[:200]),
                                        value=known[0].question if known else "")),
@@ -302,6 +304,7 @@ class StudioView(w.VBox):
 
     def _reading_gone(self) -> None:
         self.token = self.entry = self.block = self.head = None
+        self.removed.value = ""
 
     # ---- the memory ----
     @handler
@@ -530,7 +533,7 @@ class StudioView(w.VBox):
         left = studio.recording.kept(studio.moment)[turn] if turn < studio.moment else None
         now = "not written yet" if left is None else f"{left:.0%} of it is left"
         self.turn_told.value = (f"<b>Turn {turn}</b> changed the memory by {studio.recording.changes[turn]:.3g}; {now}."
-                                f"<br>{escape(studio.texts[turn][:160])}")
+                                f"<br>{escape(studio.texts[turn][:120])}")
 
     def _draw_memory(self) -> None:
         try:
