@@ -80,12 +80,12 @@ def effect_bars(effects: ArrayLike, scores: ArrayLike, labels: Sequence[str], su
     parts = 100 * scores / (scores.sum() or 1)
     known = np.where(np.isnan(effects), 0, effects)
     figure = make_subplots(specs=[[dict(secondary_y=True)]])
-    for sign, colour, hatch, name in ((1, BLUE, "", "speaks for the answer"), (-1, ORANGE, "/", "speaks against it")):
+    for sign, colour, hatch, name in ((1, BLUE, "", "for the answer"), (-1, ORANGE, "/", "against it")):
         figure.add_bar(x=names, y=np.where(sign * known > 0, effects, np.nan), name=name,
                        marker=dict(color=colour, pattern=dict(shape=hatch, fgcolor=colour, bgcolor="white",
                                                               fillmode="replace"), line=dict(color=colour, width=1)),
                        hovertemplate=f"%{{x}}<br>without it the answer loses %{{y:.3g}} nats<extra></extra>")
-    figure.add_scatter(x=names, y=parts, mode="markers", name="attention to it (%)", secondary_y=True,
+    figure.add_scatter(x=names, y=parts, mode="markers", name="attention to it", secondary_y=True,
                        marker=dict(symbol="diamond-open", size=11, color=INK, line=dict(color=INK, width=2)),
                        hovertemplate="%{x}<br>%{y:.3g} % of the attention to turns<extra></extra>")
     for rank, place in enumerate(ranked(np.where(np.isnan(effects), -np.inf, effects))[:RANKS], 1):
@@ -99,7 +99,7 @@ def effect_bars(effects: ArrayLike, scores: ArrayLike, labels: Sequence[str], su
     figure.update_yaxes(title="effect (nats)", range=[low, high], secondary_y=False, zeroline=True,
                         zerolinecolor=INK)
     figure.update_yaxes(title="attention (%)", range=[top * low / high, top], showgrid=False, secondary_y=True,
-                        rangemode="nonnegative")
+                        rangemode="nonnegative", nticks=4)
     figure.update_xaxes(title=unit, **_axis(names, _numbers(N, 14)))
     figure.update_layout(barmode="overlay")
     told = "" if agreement is None else f" · {told_agreement(agreement)}"

@@ -61,7 +61,9 @@ export default {
     }
     model.on("change:figure_json", draw);
     await draw();
-    return () => { model.off("change:figure_json", draw); plotly.purge(box); };
+    const fit = new ResizeObserver(() => { if (bound && box.offsetWidth) plotly.Plots.resize(box); });
+    fit.observe(el);
+    return () => { fit.disconnect(); model.off("change:figure_json", draw); plotly.purge(box); };
   },
 };
 """
@@ -123,6 +125,9 @@ def compact(figure: go.Figure, height: int) -> dict[str, Any]:
             if "title" in axis:
                 axis["title"]["text"] = _narrow(axis["title"].get("text", ""), 46 if name[0] == "x" else 24)
             axis |= dict(automargin=True, tickfont=dict(size=FONT))
+    for trace in small["data"]:
+        if "x" in trace.get("colorbar", {}):  # a bar between two panels: there is no room, and hovering tells
+            trace["showscale"] = False
     bars = [trace["colorbar"] for trace in small["data"] if "colorbar" in trace]
     for bar in [*bars, *(axis["colorbar"] for name, axis in layout.items() if name.startswith("coloraxis"))]:
         _small(bar)

@@ -7,7 +7,7 @@
 No widget is made here: `studio_view` shows what these objects hold.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -247,12 +247,18 @@ class Recording:
                                                  for i, token in enumerate(backbone.tokens(text))]
 
     # ---- what it rests on ----
-    def turn_effects(self, reading: Reading, turns: Sequence[int] | None = None,
-                     batch: int = causal.BATCH) -> Iterator[Tensor]:
-        """`causal.effects` of each turn before the reading's moment, (T,) each, by exact replay."""
-        hidden = self.hidden[: reading.moment]
-        without = causal.without_turns(self.model, hidden, turns, self.states)
-        return self._effects(reading, without, batch)
+    def turn_effects(self, reading: Reading, turns: Sequence[int] | None = None, batch: int = causal.BATCH,
+                     on_replay: Callable[[], None] = lambda: None) -> Iterator[Tensor]:
+        """`causal.effects` of each turn before the reading's moment, (T,) each, by exact replay.
+
+        ``on_replay`` is called after each replay: of a long conversation a batch of them takes seconds.
+        """
+        def replayed() -> Iterator[State]:
+            for state in causal.without_turns(self.model, self.hidden[: reading.moment], turns, self.states):
+                on_replay()
+                yield state
+
+        return self._effects(reading, replayed(), batch)
 
     def entry_effects(self, reading: Reading, entries: Sequence[int] | None = None, stands: str = "initial",
                       batch: int = causal.BATCH) -> Iterator[Tensor]:

@@ -237,9 +237,13 @@ class Studio:
         """The effect of every turn on the answer, (n,) in nats, by exact replay; cancelled, what is measured stays."""
         reading, effects = self._asked(), self.side.effects
         missing = [turn for turn in range(reading.moment) if turn not in effects]
-        for turn, effect in zip(missing, self.recording.turn_effects(reading, missing, batch), strict=True):
-            effects[turn] = effect
+
+        def told() -> None:
             progress(len(effects), reading.moment, "replaying without each turn")
+
+        for turn, effect in zip(missing, self.recording.turn_effects(reading, missing, batch, told), strict=True):
+            effects[turn] = effect
+            told()
         return self.effects()
 
     def effects(self) -> np.ndarray:

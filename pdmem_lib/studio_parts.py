@@ -13,7 +13,7 @@ from .studio_model import Cancelled, Progress
 
 SHOWN = 0.1  # seconds between two steps of the progress bar
 STYLE = """<style>
-.pdmem-studio { font-size: 14px; line-height: 1.35; color: #222; --jp-widgets-font-size: 14px; max-width: 1360px;
+.pdmem-studio { font-size: 14px; line-height: 1.35; color: #222; --jp-widgets-font-size: 14px; max-width: 1360px; margin-top: -8px;
   background: #fff; }
 .pdmem-studio .jupyter-button { width: auto; flex-shrink: 0; padding: 0 9px; border: 1px solid #767676;
   border-radius: 4px; background: #f4f6f8; color: #111; }
@@ -22,7 +22,9 @@ STYLE = """<style>
 .pdmem-studio .jupyter-button.mod-active { background: #08306B; color: #fff; border-color: #08306B; }
 .pdmem-studio .jupyter-button.mod-primary { background: #0072B2; color: #fff; border-color: #0072B2; }
 .pdmem-studio .jupyter-button:disabled { opacity: .5; }
-.pdmem-studio .widget-toggle-buttons .jupyter-button { margin: 1px; height: 27px; line-height: 25px; }
+.pdmem-studio .widget-toggle-buttons .jupyter-button { margin: 1px; height: 27px; line-height: 25px; padding: 0 6px;
+  font-size: 13px; }
+.pdmem-studio .n { white-space: nowrap; }
 .pdmem-studio .widget-toggle-buttons > .widget-label { display: none; }
 .pdmem-studio select, .pdmem-studio input { border-color: #767676; color: #111; }
 .pdmem-studio h2 { font-size: 19px; margin: 0; } .pdmem-studio small { font-size: 14px; font-weight: normal; }

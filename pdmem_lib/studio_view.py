@@ -37,7 +37,7 @@ BARS = " ▁▂▃▄▅▆▇█"
 SPEEDS = {"slow": 0.5, "1 turn/s": 1.0, "2 turns/s": 2.0, "4 turns/s": 4.0}
 ENTRIES = 4  # that are offered as those read most
 ALL, ANY = -1, ("all", -1)  # a list's value and entry for all of them (ipywidgets shows None as nothing chosen)
-UNWRITTEN = "no turn: only its start is there"
+UNWRITTEN, UNREAD = "no turn: only its start is there", "nothing is read: is the adapter trained?"
 
 
 def handler(method: Callable) -> Callable:
@@ -123,7 +123,7 @@ class StudioView(w.VBox):
         self.moment = w.IntSlider(0, 0, 1, description="After", tooltip="How many turns are written",
                                   layout=w.Layout(width="99%"), style=dict(description_width="38px"))
         self.turns = w.Select(rows=8, tooltip="Turns; the bar tells how much each changed the memory",
-                              layout=w.Layout(width="99%", height="182px"))
+                              layout=w.Layout(width="99%", height="160px"))
         self.turn_told = w.HTML()
         self.said = w.Text(placeholder="Ann: say something", tooltip="A turn of your own",
                            layout=w.Layout(flex="1 1 0", width="auto", min_width="0"))
@@ -139,12 +139,13 @@ class StudioView(w.VBox):
         self.write.on_click(self._write)
         self.undo.on_click(self._undo)
         self.left = box("Conversation", w.HBox([self.talks, self.speed]),
-                         w.HBox([self.first, self.back, self.play, self.step]), self.moment, self.turns, self.turn_told,
+                         w.HBox([self.first, self.back, self.play, self.step],
+                                layout=w.Layout(flex_flow="row wrap")), self.moment, self.turns, self.turn_told,
                          w.HBox([self.said, self.write, self.undo]), place=LEFT)
 
     def _make_memory(self) -> None:
         self.views = w.ToggleButtons(options=self.studio.views(), tooltip="What is shown of the memory")
-        self.pane = Pane(300, first=True)
+        self.pane = Pane(280, first=True)
         self.memory_told = w.HTML()
         self.views.observe(self._chose_view, names="value")
         self.pane.on_click(self._clicked_memory)
@@ -164,7 +165,7 @@ class StudioView(w.VBox):
         self.heads = w.Dropdown(options=[ANY], description="Head", tooltip="Head of the block", **options)
         self.entries = w.ToggleButtons(options=[ANY], tooltip="Entries read most by this token")
         self.behind = w.Select(rows=3, tooltip="Turns behind the entry; choose one",
-                               layout=w.Layout(width="99%", height="66px"))
+                               layout=w.Layout(width="99%", height="54px"))
         self.ask.on_click(self._ask)
         self.tokens.observe(self._chose_token, names="value")
         self.blocks.observe(self._chose_place, names="value")
@@ -237,7 +238,8 @@ class StudioView(w.VBox):
             raise
 
     def _opened(self, _) -> None:
-        self.token = self.entry = self.block = self.head = self.turn = None
+        self._reading_gone()
+        self.turn = None
         known = self.studio.talk.known
         self._set((self.question, dict(options=tuple(one.question for one in known[:200]),
                                        value=known[0].question if known else "")),
@@ -302,6 +304,7 @@ class StudioView(w.VBox):
 
     def _reading_gone(self) -> None:
         self.token = self.entry = self.block = self.head = None
+        self.removed.value = ""
 
     # ---- the memory ----
     @handler
@@ -478,7 +481,7 @@ class StudioView(w.VBox):
         cells = {name: "".join(f"<td>{text}</td>" for text in texts) for name, texts in rows.items()}
         table = "".join(f"<tr><th>{name}</th>{texts}</tr>" for name, texts in cells.items())
         self.compared.value = f"<table>{table}</table>"
-        self.side_by_side.children = [w.VBox([pane], layout=w.Layout(width="50%")) for pane in self.panes]
+        self.side_by_side.children = [w.VBox([pane], layout=w.Layout(flex="1 1 0", min_width="0")) for pane in self.panes]
         names = " and ".join(self.studio.sides[choice].name for choice in found)
         self.tell(f"{names}, on the same conversation and question.")
         self._draw_cause()
@@ -530,7 +533,7 @@ class StudioView(w.VBox):
         left = studio.recording.kept(studio.moment)[turn] if turn < studio.moment else None
         now = "not written yet" if left is None else f"{left:.0%} of it is left"
         self.turn_told.value = (f"<b>Turn {turn}</b> changed the memory by {studio.recording.changes[turn]:.3g}; {now}."
-                                f"<br>{escape(studio.texts[turn][:160])}")
+                                f"<br>{escape(studio.texts[turn][:120])}")
 
     def _draw_memory(self) -> None:
         try:
@@ -584,9 +587,9 @@ class StudioView(w.VBox):
                 f"<tr><th>{name}</th><td><b>{escape(reading.answers[memory]) or '<i>nothing</i>'}</b></td>"
                 f"<td class='n'>{signed(float(reading.log_probs[memory].sum()), 2)}</td></tr>"
                 for memory, name in names.items())
-            told = f" (the talk says: {escape(known.answer)})" if known else ""
+            told = f" (right: {escape(known.answer)})" if known else ""
             self.answers.value = (f"<table><tr><th>Memory</th><th>answers{told}</th>"
-                                  f"<th>log p of {escape(repr(reading.answer))}</th></tr>{rows}</table>")
+                                  f"<th class='n'>log p of {escape(repr(reading.answer))}</th></tr>{rows}</table>")
             gains = reading.gains("off").tolist()
             self._set((self.tokens, dict(options=[ANY, *(
                 (f"{plain_token(token)} {signed(gain, 1)}", i) for i, (token, gain) in enumerate(zip(
@@ -611,7 +614,8 @@ class StudioView(w.VBox):
         shares = reading.shares.numpy()
         behind = shares[chosen] if chosen is not None else scores @ shares / total
         turns = [int(t) for t in np.argsort(-behind, kind="stable")[:12] if behind[t] > 0]
-        named = [(f"{behind[t]:.0%} turn {t} {self.studio.texts[t]}", t) for t in turns] or [(UNWRITTEN, None)]
+        named = [(f"{behind[t]:.0%} turn {t} {self.studio.texts[t]}", t) for t in turns] or [
+            (UNWRITTEN if scores.any() else UNREAD, None)]
         self._set(
             (self.blocks, dict(options=[ANY, *((str(i), i) for i in range(L))], value=one(self.block))),
             (self.heads, dict(options=[ANY, *((str(i), i) for i in range(h))], value=one(self.head))),

@@ -76,7 +76,7 @@ def test_a_walk_from_a_turn_to_its_cause(opened):
     made.ask(answer="parrot")
     rows = made.box("Question").locator("table tr")
     assert rows.count() == 4 and "another's" in rows.nth(3).inner_text()
-    assert "the talk says: parrot" in rows.nth(0).inner_text()
+    assert "right: parrot" in rows.nth(0).inner_text()
     made.shoot("asked")
     # token -> block and head -> entry -> turns
     made.redrawn(made.tokens().nth(1).click, "token")
