@@ -41,11 +41,12 @@ from .metrics import LAG_BUCKETS
 
 __all__ = ["MEMORIES", "WIDTH", "answer_map", "attention_by_block", "attention_by_head", "attention_to_entries",
            "bank_spread", "block_diagram", "breakdown", "category_heatmap", "clipping", "controls_chart",
-           "effect_bars", "effect_intervals", "effective_rank", "fill_of", "forgetting_curves", "gates", "hebbian_matrix", "how_far_back",
-           "knowledge_curves", "lags_by_category", "log_probability_bars", "look_of", "loss_curves", "nearest_tokens",
-           "nearest_tokens_of", "noise_floor_bars", "null_distribution", "picture", "provenance_map",
-           "published_against_ours", "recall_curves", "reference_points", "retained_bars", "save", "save_all",
-           "session_timeline", "slot_map", "slot_usage", "token_gain", "turn_changes", "turn_finding", "turn_scores_bars"]
+           "effect_bars", "effect_intervals", "effective_rank", "fill_of", "forgetting_curves", "gates",
+           "hebbian_matrix", "how_far_back", "knowledge_curves", "lags_by_category", "log_probability_bars", "look_of",
+           "loss_curves", "nearest_tokens", "nearest_tokens_of", "noise_floor_bars", "null_distribution", "picture",
+           "provenance_map", "published_against_ours", "recall_curves", "reference_points", "retained_bars", "save",
+           "save_all", "session_timeline", "slot_map", "slot_usage", "token_gain", "turn_changes", "turn_finding",
+           "turn_scores_bars"]
 
 # --- the figures ------------------------------------------------------------------------------------------------------
 

@@ -80,8 +80,9 @@ def beside(questions: "pandas.DataFrame", knowledge: "pandas.DataFrame", verdict
     where none is known), n (questions) and verdict (`estimates.RULE`); ours is NaN where it was not run.
 
     ``questions``: the runs' tables of questions, ``knowledge`` their knowledge curves (method, capacity, seed, session,
-    n, K), ``verdicts`` method, capacity and verdict as `estimates.estimates` gives them. Where no capacity is printed, ours is that at 1x. "all six" is the range over the methods run at that
-    capacity, in ours_low and ours_high, without a value. ΔK and K_30 (after the last session) are means over seeds.
+    n, K), ``verdicts`` method, capacity and verdict as `estimates.estimates` gives them. Where no capacity is printed,
+    ours is that at 1x. "all six" is the range over the methods run at that capacity, in ours_low and ours_high, without
+    a value. ΔK and K_30 (after the last session) are means over seeds.
     """
     import pandas as pd
 
