@@ -530,3 +530,14 @@ def test_importing_the_library_does_not_import_the_page(tmp_path):
             "except RuntimeError as error: print(error)")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "needs the notebook extras, and anywidget is missing" in out and "make setup" in out
+
+
+def test_the_page_takes_no_name_that_widgets_use_themselves(page):
+    """A handler called ``_compare`` once replaced ipywidgets' own, which some messages alone call."""
+    import ipywidgets
+
+    view = page()
+    own = {*vars(type(view)), *view.__dict__}
+    inherited = {name for kind in ipywidgets.VBox.__mro__ for name in vars(kind)}
+    assert {name for name in own & inherited if not name.startswith("__")} <= {"_repr_mimebundle_"} | vars(
+        ipywidgets.VBox()).keys()
