@@ -79,7 +79,7 @@ class StudioView(w.VBox):
         super().__init__([w.HTML(STYLE), self.head_row, self.status_row, row(self.left, self.middle, self.right),
                           self.below, self.beside])
         self.add_class("pdmem-studio")
-        if studio.talk.turns and not studio.texts:
+        if studio.side.recording is None:
             studio.open(studio.talk)
         self._opened(None)
         self.tell(studio.adapter_told, False)

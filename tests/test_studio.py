@@ -416,6 +416,19 @@ def test_what_goes_wrong_is_a_sentence_and_the_page_goes_on(page, monkeypatch):
     assert "Asked after 4 turns" in told(view)
 
 
+def test_a_page_may_begin_empty(opened, tmp_path):
+    from pdmem_lib.studio_view import StudioView
+
+    view = StudioView(Studio(opened(), [Talk("empty", (), (), TURNS[:1])], QUICK), tmp_path)
+    assert "After 0 of 0 turns" in view.turn_told.value and view.pane.figure.data
+    view.ask.click()
+    assert "memory is empty: write a turn first" in told(view)
+    view.step.click()
+    view.said.value = "Ann: hello"
+    view.write.click()
+    assert "Turn 0 is written" in told(view) and len(view.turns.options) == 1
+
+
 def test_no_two_things_run_at_once(page):
     view = page()
     view.work.running = "Training"
