@@ -384,7 +384,8 @@ class StudioView(w.VBox):
 
         def done(found: np.ndarray | None) -> None:
             if found is not None:
-                self.tell(f"{len(found)} exact replays in {time.perf_counter() - start:.1f} s.")
+                agreed = told_agreement(self.studio.agreement())
+                self.tell(f"{len(found)} exact replays in {time.perf_counter() - start:.1f} s; {agreed}.")
             self._draw_cause()
 
         self.work.run("Replaying without each turn", self.studio.measure, done)
