@@ -79,7 +79,7 @@ class StudioView(w.VBox):
         super().__init__([w.HTML(STYLE), self.head_row, self.status_row, row(self.left, self.middle, self.right),
                           self.below, self.beside])
         self.add_class("pdmem-studio")
-        if studio.talk.turns and not studio.texts:
+        if studio.side.recording is None:
             studio.open(studio.talk)
         self._opened(None)
         self.tell(studio.adapter_told, False)
@@ -198,7 +198,8 @@ class StudioView(w.VBox):
             box("Turns by effect", self.ranking, place=RIGHT))
 
     def _make_comparison(self) -> None:
-        self.other_method = w.Dropdown(options=self.method.options, value=self.method.options[-1][1],
+        other = next(method for _, method in self.method.options if method != self.studio.choice[0])
+        self.other_method = w.Dropdown(options=self.method.options, value=other,
                                        description="Compare with", tooltip="Another method on the same conversation",
                                        layout=w.Layout(width="270px"), style=dict(description_width="98px"))
         self.other_capacity = w.Dropdown(options=self.capacity.options, value=1, tooltip="Its capacity",
@@ -207,7 +208,7 @@ class StudioView(w.VBox):
         self.compared = w.HTML()
         self.panes = Pane(240), Pane(240)
         self.side_by_side = w.HBox([], layout=w.Layout(width="100%"))
-        self.compare.on_click(self._compare)
+        self.compare.on_click(self._compare_sides)
         self.beside = box("Another memory of the same conversation", w.HBox(
             [self.other_method, self.other_capacity, self.compare]), self.compared, self.side_by_side)
 
@@ -383,7 +384,8 @@ class StudioView(w.VBox):
 
         def done(found: np.ndarray | None) -> None:
             if found is not None:
-                self.tell(f"{len(found)} exact replays in {time.perf_counter() - start:.1f} s.")
+                agreed = told_agreement(self.studio.agreement())
+                self.tell(f"{len(found)} exact replays in {time.perf_counter() - start:.1f} s; {agreed}.")
             self._draw_cause()
 
         self.work.run("Replaying without each turn", self.studio.measure, done)
@@ -452,7 +454,7 @@ class StudioView(w.VBox):
         self.work.run(f"Training {self.studio.side.name}", self.studio.learn, self._switched_to)
 
     @handler
-    def _compare(self, _) -> None:
+    def _compare_sides(self, _) -> None:
         if self.studio.reading is None:
             raise ValueError("nothing was asked yet: ask a question first")
         wanted = self.other_method.value, self.other_capacity.value
@@ -642,7 +644,7 @@ class StudioView(w.VBox):
         """The page, and its figure as a picture for where no kernel runs."""
         shown = super()._repr_mimebundle_(**kwargs)
         bundle = dict(shown[0] if isinstance(shown, tuple) else shown)
-        bundle |= figures.picture(self.cause.figure if self.studio.reading else self.pane.figure)
+        bundle |= figures.picture(self.studio.cause_figure() if self.studio.reading else self.pane.figure)
         bundle |= {"text/plain": f"Memory Studio: {self.studio.subtitle}"}
         return (bundle, *shown[1:]) if isinstance(shown, tuple) else bundle
 

@@ -133,6 +133,19 @@ def test_entries_of_a_question_are_traced_through_the_matrix(tiny, model, hidden
         torch.testing.assert_close(sizes, wanted, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize("method", READERS)
+def test_a_write_is_what_it_kept_and_what_it_added(model, hidden, method):
+    m = model(method)
+    states = [m.adapter.initial_state()]
+    for H in hidden:
+        states.append(m.adapter.write(states[-1], H))
+    for begin in (0, 2):
+        for t, (state, decay, added) in enumerate(provenance.write_parts(m, hidden[begin:], states[begin]), begin):
+            assert torch.equal(only(state), only(states[t + 1])) and added.shape == only(state).shape
+            torch.testing.assert_close(decay[..., None] * only(states[t]) + added, only(state), rtol=1e-5, atol=1e-5)
+    assert torch.equal(only(next(provenance.write_parts(m, hidden))[0]), only(states[1]))  # from P_0 by itself
+
+
 def test_methods_that_cannot_be_traced_say_why(model, hidden, monkeypatch):
     with pytest.raises(ValueError, match="baseline keeps 0 tensors"):
         write_provenance(model("baseline"), hidden)

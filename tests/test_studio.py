@@ -416,6 +416,19 @@ def test_what_goes_wrong_is_a_sentence_and_the_page_goes_on(page, monkeypatch):
     assert "Asked after 4 turns" in told(view)
 
 
+def test_a_page_may_begin_empty(opened, tmp_path):
+    from pdmem_lib.studio_view import StudioView
+
+    view = StudioView(Studio(opened(), [Talk("empty", (), (), TURNS[:1])], QUICK), tmp_path)
+    assert "After 0 of 0 turns" in view.turn_told.value and view.pane.figure.data
+    view.ask.click()
+    assert "memory is empty: write a turn first" in told(view)
+    view.step.click()
+    view.said.value = "Ann: hello"
+    view.write.click()
+    assert "Turn 0 is written" in told(view) and len(view.turns.options) == 1
+
+
 def test_no_two_things_run_at_once(page):
     view = page()
     view.work.running = "Training"
@@ -530,3 +543,16 @@ def test_importing_the_library_does_not_import_the_page(tmp_path):
             "except RuntimeError as error: print(error)")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "needs the notebook extras, and anywidget is missing" in out and "make setup" in out
+
+
+def test_the_page_takes_no_name_that_widgets_use_themselves(page):
+    """A handler called ``_compare`` once replaced ipywidgets' own, which some messages alone call."""
+    import inspect
+
+    import ipywidgets
+
+    view = page()
+    inherited = {name for kind in ipywidgets.VBox.__mro__ for name in vars(kind)} | vars(ipywidgets.VBox()).keys()
+    functions = {name for name, value in vars(type(view)).items() if inspect.isfunction(value)}
+    parts = {name for name, value in vars(view).items() if isinstance(value, ipywidgets.Widget)}
+    assert (functions | parts) & inherited == {"__init__", "_repr_mimebundle_"}
