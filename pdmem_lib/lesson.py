@@ -34,6 +34,7 @@ class Fact(NamedTuple):
     words: tuple[str, ...]
 
     def turn(self, word: str) -> str:
+        """The turn that tells ``word``."""
         return self.said.format(word=word)
 
 

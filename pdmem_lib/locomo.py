@@ -141,6 +141,7 @@ def locomo_available(timeout: float = 3.0) -> tuple[bool, str]:
 
 
 def local_copy() -> Path | None:
+    """Where a copy of LoCoMo is on this machine, None where there is none; nothing is downloaded."""
     if named := os.environ.get("PDMEM_LOCOMO"):
         return Path(named)  # taken at its word: where it is wrong that is an error, there is no falling back
     try:

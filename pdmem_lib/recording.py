@@ -45,6 +45,7 @@ class States(Sequence):
         return state
 
     def append(self, state: State) -> None:
+        """The state after one more turn; beyond `ROOM` every other kept one is let go."""
         if self._count % self._step == 0:
             self._kept[self._count] = state
         self._count += 1
@@ -53,6 +54,7 @@ class States(Sequence):
             self._kept = {at: kept for at, kept in self._kept.items() if at % self._step == 0}
 
     def pop(self) -> None:
+        """Take the last state away."""
         self._count -= 1
         self._kept.pop(self._count, None)
 

@@ -60,6 +60,7 @@ class Side:
 
     @property
     def name(self) -> str:
+        """Method and capacity, as the page calls them."""
         return f"{look_of(self.model.method).label}, {times(self.model.settings.capacity)}"
 
     @property
@@ -105,20 +106,24 @@ class Studio:
     # ---- the side that is looked at ----
     @property
     def side(self) -> Side:
+        """The side that is looked at."""
         return self.sides[self.choice]
 
     @property
     def model(self) -> MemoryModel:
+        """Its model."""
         return self.side.model
 
     @property
     def recording(self) -> Recording:
+        """The talk as its memory took it."""
         if self.side.recording is None:
             raise ValueError("no conversation is open yet: choose one")
         return self.side.recording
 
     @property
     def reading(self) -> Reading | None:
+        """What was asked last, None before."""
         return self.side.reading
 
     @property

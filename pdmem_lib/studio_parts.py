@@ -57,6 +57,7 @@ class Work:
         self._shown = 0.0
 
     def stop(self) -> None:
+        """Ask the work to end at its next step."""
         self._stopped.set()
         if self.running:
             self.tell("Stopping …", False)
@@ -88,6 +89,7 @@ class Work:
         threading.Thread(target=act, daemon=True, name="pdmem-studio").start()
 
     def require_idle(self) -> None:
+        """RuntimeError while a work is going on."""
         if self.running:
             raise RuntimeError(f"still at work ({self.running}): wait for it, or press Cancel")
 
@@ -130,6 +132,7 @@ def sentence(error: BaseException) -> str:
 
 
 def button(text: str, tooltip: str, style: str = "") -> w.Button:
+    """A button with a tooltip."""
     return w.Button(description=text, tooltip=tooltip, button_style=style)
 
 
@@ -146,6 +149,7 @@ def box(title: str, *children: w.Widget, place: tuple[str, str] | None = None) -
 
 
 def row(*boxes: w.VBox) -> w.HBox:
+    """Widgets side by side."""
     return w.HBox(boxes, layout=w.Layout(align_items="stretch", flex_flow="row wrap"))
 
 

@@ -144,7 +144,7 @@ def test_make_help_lists_every_target():
     makefile = (ROOT / "Makefile").read_text()
     shown = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     listed = set(re.findall(r"^  make (\S+)", shown, flags=re.MULTILINE))
-    targets = set(re.findall(r"^([a-z][\w.]*):", makefile, flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z][\w.-]*):", makefile, flags=re.MULTILINE))
     assert targets == listed
     assert set(re.search(r"^\.PHONY: (.+)", makefile, flags=re.MULTILINE)[1].split()) <= listed
 
