@@ -178,12 +178,21 @@ def simulate_clipping(spread: float, effect: float = 0.0, questions: int = 80, s
 
 def _clipped_curves(differences: np.ndarray, lags: ArrayLike) -> np.ndarray:
     """Smoothed buckets (%) of the clipped differences (R, Q) of R samples with the same lags: (R, buckets)."""
+    member = _membership(lags)
+    sums = 100 * np.maximum(0.0, differences) @ member  # (R, buckets)
+    return _smoothed(sums, np.broadcast_to(member.sum(axis=0), sums.shape))
+
+
+def _membership(lags: ArrayLike) -> np.ndarray:
+    """Which bucket each question lies in, (Q, buckets), 0 or 1."""
     labels = [bucket.label for bucket in metrics.LAG_BUCKETS]
-    member = np.eye(len(labels))[[labels.index(metrics.bucket_of(lag)) for lag in lags]]  # (Q, buckets)
-    n = member.sum(axis=0)
-    raw = np.divide(100 * np.maximum(0.0, differences) @ member, n, out=np.full((len(differences), len(n)), np.nan),
-                    where=n > 0)  # (R, buckets)
-    return np.array([metrics.isotonic_non_increasing(row, n) for row in raw])
+    return np.eye(len(labels))[[labels.index(metrics.bucket_of(lag)) for lag in lags]]
+
+
+def _smoothed(sums: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Non-increasing fits to the means ``sums / n`` of R samples' buckets, (R, buckets); NaN where a bucket is empty."""
+    raw = np.divide(sums, n, out=np.full(sums.shape, np.nan), where=n > 0)
+    return np.array([metrics.isotonic_non_increasing(*pair) for pair in zip(raw, n, strict=True)])
 
 
 # --- from the table of all runs ---------------------------------------------------------------------------------------
@@ -219,10 +228,9 @@ def estimates(table: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.Dat
                 if f"{score}_{against}" not in group or group[f"{score}_{against}"].isna().all():
                     continue
                 found = estimate(*differences(group, f"{score}_own", f"{score}_{against}"), resamples)
-                scale = 100 if score == "f1" else 1
-                values = {k: v if k in ("p", "n", "conversations", "seeds") else scale * v for k, v in asdict(found).items()}
                 contrast = f"own - {against}"
-                rows.append(dict(method=method, capacity=capacity, contrast=contrast, score=score, unit=unit, **values,
+                rows.append(dict(method=method, capacity=capacity, contrast=contrast, score=score, unit=unit,
+                                 **_scaled(found, 100 if score == "f1" else 1),
                                  verdict=found.verdict if (contrast, score) == PRIMARY else ""))
     columns = ["method", "capacity", "contrast", "score", "unit", *Estimate.__dataclass_fields__, "verdict"]
     return pd.DataFrame(rows, columns=columns)
@@ -351,13 +359,10 @@ def retained_intervals(table: pandas.DataFrame, resamples: int = 1000, seed: int
     for (method, capacity), group in _by_method(table):
         curves: list[np.ndarray] = []
         for _, run in group.groupby("seed"):
-            Q = len(run)
-            member = np.eye(len(labels))[[labels.index(metrics.bucket_of(lag)) for lag in run["lag"]]]  # (Q, buckets)
+            Q, member = len(run), _membership(run["lag"])
             scores = 100 * np.asarray(metrics.retained(run["f1_own"], run["f1_zero"]))
             drawn = np.concatenate([np.ones((1, Q)), _draws(np.random.default_rng(seed), Q, resamples)])  # (1+R, Q)
-            n = drawn @ member
-            raw = np.divide(drawn @ (scores[:, None] * member), n, out=np.full(n.shape, np.nan), where=n > 0)
-            curves.append(np.array([metrics.isotonic_non_increasing(*pair) for pair in zip(raw, n, strict=True)]))
+            curves.append(_smoothed(drawn @ (scores[:, None] * member), drawn @ member))
         counts, mean = member.sum(axis=0).astype(int), np.mean(curves, axis=0)  # (1+R, buckets)
         for lag, count, values in (*zip(labels, counts, mean.T, strict=True), ("mean", Q, np.nanmean(mean, axis=1))):
             low, high = np.nanquantile(values[1:], [ALPHA / 2, 1 - ALPHA / 2]) if count > 1 else (np.nan, np.nan)
@@ -370,9 +375,10 @@ def dichotomy(table: pandas.DataFrame, strong: Sequence[str], weak: Sequence[str
     """Do the ``strong`` methods keep more than the ``weak``? Question by question, the mean over the ones minus the mean
     over the others: capacity, score, unit, the fields of `Estimate`, and told: "yes", "the reverse" or `UNTOLD`.
 
-    Of the published score (clipped F1), of F1 own - zero, and of the log-probability own - other. "yes" by the same rule
-    as `RULE`: both intervals above 0, p below 0.05. A capacity at which one of the methods was not run has no rows; only
-    seeds that all of them were run with count. ``table`` as in `estimates`.
+    Of F1 own - zero clipped at 0, as the published score has it before buckets and smoothing; of F1 own - zero; and of the
+    log-probability own - other. "yes" by the same rule as `RULE`: both intervals above 0, p below 0.05. A capacity at
+    which one of the methods was not run has no rows; only seeds that all of them were run with count. ``table`` as in
+    `estimates`.
     """
     import pandas as pd
 
@@ -390,9 +396,8 @@ def dichotomy(table: pandas.DataFrame, strong: Sequence[str], weak: Sequence[str
             part = group.assign(value=value(group) * group["method"].map(sign))
             summed = part.groupby(["seed", "conversation", "number"], as_index=False)["value"].sum(min_count=len(sign))
             found = estimate(*differences(summed.assign(none=0.0), "value", "none"), resamples)
-            values = {k: v if k in ("p", "n", "conversations", "seeds") else scale * v for k, v in asdict(found).items()}
             told = {REMEMBERS: "yes", WORSE: "the reverse", UNTOLD: UNTOLD}[found.verdict]
-            rows.append(dict(capacity=capacity, score=score, unit=unit, **values, told=told))
+            rows.append(dict(capacity=capacity, score=score, unit=unit, **_scaled(found, scale), told=told))
     return pd.DataFrame(rows, columns=["capacity", "score", "unit", *Estimate.__dataclass_fields__, "told"])
 
 
@@ -425,6 +430,11 @@ def reference_points(questions: pandas.DataFrame, references: pandas.DataFrame,
         rows.append(row(label, "trained without memory" if kind else "memory", method, capacity,
                         differences(part, "f1_own", "none"), part, "locomo_own"))
     return pd.DataFrame(rows)
+
+
+def _scaled(found: Estimate, scale: float) -> dict:
+    """An estimate's fields, those that have the differences' unit times ``scale``."""
+    return {k: v if k in ("p", "n", "conversations", "seeds") else scale * v for k, v in asdict(found).items()}
 
 
 def _by_method(table: pandas.DataFrame) -> Iterator[tuple[tuple[str, int], pandas.DataFrame]]:

@@ -12,6 +12,7 @@ from jaxtyping import install_import_hook
 install_import_hook("pdmem_lib.write", "beartype.beartype")
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 
 import pdmem_lib as pdmem  # noqa: E402
 
@@ -50,4 +51,16 @@ def model(tiny):
     """``model(method, capacity, seed, **overrides)`` on the backbone ``tiny``."""
     def build(method="slot", capacity=1, seed=42, **overrides):
         return pdmem.MemoryModel(tiny, method, capacity, seed, **overrides)
+    return build
+
+
+@pytest.fixture
+def opened(model):
+    """``opened(method)``: a model whose gates stand open, so that memory moves its answers."""
+    def build(method="slot", **settings):
+        m = model(method, **settings)
+        with torch.no_grad():
+            for parameter in m.parameters():
+                parameter.add_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        return m
     return build

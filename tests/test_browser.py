@@ -6,6 +6,7 @@ step are kept in ``build/browser``. `make studio-film` drives the same page with
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,9 @@ def test_a_click_on_the_map_chooses_an_entry_and_a_turn(opened):
     made.page.mouse.click(box["x"] + box["width"] * 2.5 / 8, box["y"] + box["height"] / 2)  # the third of eight turns
     made.box("Conversation").get_by_text("Turn 2 changed the memory by").wait_for()
     made.box("Memory").get_by_text("is framed").wait_for()
+    told = made.box("Memory").inner_text()
+    assert re.search(r"Entry \d+ is framed", told)
+    assert made.listed("Turns; the bar").input_value().split()[1] == "2"
 
 
 def test_methods_are_switched_and_compared(opened):

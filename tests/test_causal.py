@@ -14,18 +14,6 @@ TURNS = ["Ann: I adopted a parrot.", "Ben: I bought a flute.", "Cleo: I like rai
 QUESTION, ANSWER = "Which animal did Ann adopt?", "parrot"
 
 
-@pytest.fixture
-def opened(model):
-    """``opened(method)``: a model whose gates stand open, so that memory moves its answers."""
-    def build(method, **settings):
-        m = model(method, **settings)
-        with torch.no_grad():
-            for parameter in m.parameters():
-                parameter.add_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-        return m
-    return build
-
-
 @pytest.fixture(scope="session")
 def hidden(tiny):
     return tiny.encode(TURNS)

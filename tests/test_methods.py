@@ -314,6 +314,34 @@ def test_training_and_generation_read_the_same(model, method):
         torch.testing.assert_close(forced, generated, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("method", ["prefix", "kv_extension", "slot"])
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_large_bank_is_read_alike_by_fused_attention_and_by_matmuls(model, method, runs, monkeypatch):
+    """The same losses and gradients, for one bank of a whole batch and for a bank a run of rows."""
+    m = model(method, num_entries=300)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in m.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    m.write(["Ann: I have a cat.", "Bob: Mine is black."])
+    other = m.state
+    m.write("Ann: Oh.")
+    asked = ["Who has a cat?", "What colour is it, and whose?"], ["Ann", "black, Bob's"]
+    fused, uses, found = seam._fused_reads, [], []
+    for allowed in (True, False):
+        monkeypatch.setattr(seam, "_fused_reads", lambda memory: uses.append(allowed and fused(memory)) or uses[-1])  # noqa: B023
+        m.adapter.zero_grad()
+        banks = [m.state, other][:runs]
+        loss = -m.score_pairs([bank for bank in banks for _ in asked[0]], asked[0] * runs, asked[1] * runs).log_prob.sum()
+        loss.backward()
+        found.append((loss.detach(), [parameter.grad.clone() for parameter in m.parameters()]))
+    assert uses[0] is True and uses[-1] is False
+    (loss, gradients), (plain_loss, plain_gradients) = found
+    torch.testing.assert_close(loss, plain_loss, rtol=1e-5, atol=1e-5)
+    for a, b in zip(gradients, plain_gradients, strict=True):
+        assert b.norm() > 0 and (a - b).norm() < 1e-3 * b.norm()
+
+
 @pytest.mark.parametrize("method", ALL)
 def test_memory_takes_no_positions(tiny, model, method):
     """At 10x, real tokens stand at 0 ... T-1 in scoring, logits and left-padded generation; soft tokens all at 0."""

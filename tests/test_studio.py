@@ -27,18 +27,6 @@ QUICK = {method: Schedule(2, 0.01) for method in pdmem.METHODS}
 
 
 @pytest.fixture
-def opened(model):
-    """``opened(method)``: a model whose gates stand open."""
-    def build(method="slot", **settings):
-        m = model(method, **settings)
-        with torch.no_grad():
-            for parameter in m.parameters():
-                parameter.add_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-        return m
-    return build
-
-
-@pytest.fixture
 def studio(opened):
     """``studio(method)``: with the talk open."""
     def build(method="slot", **settings):

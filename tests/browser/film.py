@@ -77,8 +77,7 @@ def main() -> None:
     for old in SHOTS.glob("*.png"):
         old.unlink()
     with tempfile.TemporaryDirectory() as folder:
-        settings = dict(PDMEM_STUDIO_BACKBONE=given.backbone, PDMEM_STUDIO_METHOD=given.method,
-                        PDMEM_STUDIO_FOLDER=folder)
+        settings = dict(PDMEM_STUDIO_BACKBONE=given.backbone, PDMEM_STUDIO_METHOD=given.method)
         os.environ.pop("PDMEM_LOCOMO", None)
         with driver.serve("voila", Path(folder), **settings) as address, driver.chromium() as browser:
             made = driver.Driver(browser.new_page(viewport=driver.SIZE), SHOTS)
