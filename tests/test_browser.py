@@ -1,4 +1,4 @@
-"""The Memory Studio in a real browser, as a page through Voilà and in JupyterLab: what is clicked, and what is shown.
+"""A real browser: the Memory Studio through Voilà and in JupyterLab, and the chapters' controls: what is clicked and shown.
 
 On a tiny backbone, whose adapter is trained in seconds, since the page is tested and not the model. Pictures of every
 step are kept in ``build/browser``. `make studio-film` drives the same page with SmolLM2.
@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from browser import driver
@@ -189,3 +190,53 @@ def test_nothing_was_asked_of_a_network_and_no_script_failed(opened):
     width = made.page.evaluate("document.querySelector('.pdmem-studio').scrollWidth - "
                                "document.querySelector('.pdmem-studio').clientWidth")
     assert width <= 2, "the page is wider than its place"
+
+
+# ---- the chapters' own controls --------------------------------------------------------------------------------------
+
+CONTROLS = {  # a call of `pdmem_lib.widgets`; what its figure says at first, and once its first control was moved
+    "explore_attention(rng.random((2, 3, 4, 5)) / 5, list('abcd'), 'toy', labels=list('xyz'), shares=rng.random((5, 3)) / 3)":
+        ("mean over blocks and heads", "block 0"),
+    "explore_provenance([rng.random((4, 1 + n)) / (1 + n) for n in range(4)], 'toy')":
+        ("after turn 2 of 2", "after turn 1 of 2"),
+    "explore_matrix([rng.random((6, 6)) for _ in range(3)], 'toy')": ("after 2 turns", "after 1 turns"),
+    "explore_clipping('toy', repeats=20)": ("spread 15 points", "spread 14 points"),
+}
+
+
+@pytest.fixture(scope="module")
+def chapter(browser, tmp_path_factory):
+    """A notebook with every kind of control that the chapters have, run in JupyterLab."""
+    folder = tmp_path_factory.mktemp("controls")
+    imports = "import numpy as np\nfrom pdmem_lib import widgets\nrng = np.random.default_rng(0)\nwidgets."
+    cells = [nbformat.v4.new_code_cell((imports if i == 0 else "widgets.") + call) for i, call in enumerate(CONTROLS)]
+    kernel = dict(name="python3", display_name="Python 3", language="python")
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), folder / "controls.ipynb")
+    with driver.serve("lab", folder, folder / "controls.ipynb") as address:
+        page = browser.new_page(viewport=driver.SIZE)
+        page.set_default_timeout(driver.PATIENCE)
+        page.goto(address)
+        page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for()
+        for _ in CONTROLS:
+            page.keyboard.press("Shift+Enter")
+        yield page
+        page.close()
+
+
+@pytest.mark.parametrize("number", range(len(CONTROLS)), ids=[call.split("(")[0] for call in CONTROLS])
+def test_a_chapters_control_redraws_its_figure(chapter, number):
+    first, moved = list(CONTROLS.values())[number]
+    cell = chapter.locator(".jp-Notebook .jp-CodeCell").nth(number)
+    cell.scroll_into_view_if_needed()
+    shown = cell.locator(".jp-OutputArea .main-svg")
+    shown.filter(has_text=first).first.wait_for()
+    assert shown.filter(has_text=moved).count() == 0
+    if cell.locator("select").count():
+        cell.locator("select").first.select_option(index=1)
+    else:
+        cell.locator(".noUi-handle").first.focus()
+        chapter.keyboard.press("ArrowLeft")
+    shown.filter(has_text=moved).first.wait_for()
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    chapter.screenshot(path=SHOTS / f"control-{number}.png")
