@@ -217,7 +217,8 @@ def estimates(table: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.Dat
 
     ``table``: method, capacity, seed, conversation, number and logp_<memory>, f1_<memory> for own and any of `AGAINST`
     (and ``format``: the adapter trained with no memory to read). Rows: method, capacity, contrast, score, unit, the
-    fields of `Estimate` (nats per token, or points of F1), and verdict, which only `PRIMARY` has.
+    fields of `Estimate` (nats per token, or points of F1), and verdict, which only `PRIMARY` has. A contrast is over the
+    seeds that have it: a grid that is made in pieces has no format run of some yet.
     """
     import pandas as pd
 
@@ -227,7 +228,8 @@ def estimates(table: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.Dat
             for score, unit in SCORES.items():
                 if f"{score}_{against}" not in group or group[f"{score}_{against}"].isna().all():
                     continue
-                found = estimate(*differences(group, f"{score}_own", f"{score}_{against}"), resamples)
+                with_it = group.groupby("seed")[f"{score}_{against}"].transform(lambda values: values.notna().any())
+                found = estimate(*differences(group[with_it], f"{score}_own", f"{score}_{against}"), resamples)
                 contrast = f"own - {against}"
                 rows.append(dict(method=method, capacity=capacity, contrast=contrast, score=score, unit=unit,
                                  **_scaled(found, 100 if score == "f1" else 1),

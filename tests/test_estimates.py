@@ -359,3 +359,13 @@ def test_retained_intervals_hold_what_they_promise():
         mean = estimates.retained_intervals(table, resamples=200, seed=i).set_index("lag").loc["0–31"]
         held += mean["low"] <= truth <= mean["high"]
     assert 88 <= held <= 99
+
+
+def test_a_contrast_is_over_the_seeds_that_have_it(table):
+    """As in a grid that is made in pieces: of one seed the run without memory is there, of the other not yet."""
+    part = table[table["method"] == "slot"].assign(f1_format=0.15, logp_format=lambda t: t["logp_other"])
+    part.loc[part["seed"] == 43, ["f1_format", "logp_format"]] = np.nan
+    found = estimates.estimates(part, resamples=100).set_index(["contrast", "score"])
+    assert found.loc[("own - format", "logp"), "seeds"] == 1 and found.loc[("own - other", "logp"), "seeds"] == 2
+    alone = estimates.estimates(part[part["seed"] == 42], resamples=100).set_index(["contrast", "score"])
+    assert found.loc[("own - format", "logp"), "effect"] == alone.loc[("own - format", "logp"), "effect"]
