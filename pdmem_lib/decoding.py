@@ -3,7 +3,14 @@
 A row that has ended leaves the batch, so that a step costs what its unfinished rows cost: answers are a few tokens
 long, and one that goes on to the limit would otherwise hold all others. `transformers`' own ``generate`` keeps every
 row to the end; a test holds both to the same answers.
+
+Where an answer can be guessed (it is often the same under the bank of another session), the guess runs through the
+blocks with the prompt, in one pass, and as much of it is kept as greedy decoding would have said: speculative decoding
+(Leviathan et al., 2023) with a text for a draft. A right guess costs one pass in place of one a token, a wrong one a few
+columns more, and neither changes the answer.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,10 +26,11 @@ def positions_of(mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def greedy_lines(backbone: Backbone, ids: Tensor, mask: Tensor, injection: seam.Injection, max_new_tokens: int,
-                 start: int = 0) -> list[str]:
+                 start: int = 0, drafts: Sequence[Sequence[int]] | None = None) -> list[str]:
     """The first line that follows each left-padded row, (B, T), greedily; a row's first token stands at ``start``.
 
-    Leading line ends are skipped.
+    Leading line ends are skipped. ``drafts``: the tokens that each row is guessed to say; the answers do not depend on
+    them.
     """
     from transformers import DynamicCache
 
@@ -30,30 +38,46 @@ def greedy_lines(backbone: Backbone, ids: Tensor, mask: Tensor, injection: seam.
     head = model.get_output_embeddings().weight
     if torch.is_autocast_enabled(device):
         head = head.to(torch.get_autocast_dtype(device))  # once, and not once a step
-    newlines, stop = torch.tensor(backbone.newline_ids, device=ids.device), tokenizer.eos_token_id
-    cache, positions = DynamicCache(config=model.config), start + positions_of(mask)
-    lines: list[list[int]] = [[] for _ in ids]
+    cache = DynamicCache(config=model.config)
+    draft = _padded([draft[: max_new_tokens - 1] for draft in drafts or [()] * len(ids)], ids.device)  # (B, D)
+    ids, mask = torch.cat([ids, draft.clamp_min(0)], dim=1), torch.cat([mask, (draft >= 0).to(mask.dtype)], dim=1)
+    positions = start + positions_of(mask)
+    newlines, lines = set(backbone.newline_ids), [[] for _ in ids]
     going = list(range(len(ids)))  # which line each row of the batch writes
-    begun = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # said something other than a line end
-    for _ in range(max_new_tokens):
+
+    def goes_on(line: list[int], tokens: list[int]) -> bool:
+        for token in tokens:
+            ends = token in newlines and not newlines.issuperset(line)
+            line.append(token)
+            if ends or token == tokenizer.eos_token_id or len(line) == max_new_tokens:
+                return False
+        return True
+
+    while True:
+        D = draft.shape[1]
         with seam.inject(model, injection):
             hidden = model.base_model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                                      use_cache=True).last_hidden_state[:, -1]
-        ids = (hidden @ head.T).argmax(dim=-1)  # (B,)
-        for row, token in zip(going, ids.tolist(), strict=True):
-            lines[row].append(token)
-        ends = torch.isin(ids, newlines)
-        kept = ~((ends & begun) | (ids == stop))
-        begun |= ~ends
+                                      use_cache=True).last_hidden_state[:, -1 - D :]
+        said = (hidden @ head.T).argmax(dim=-1)  # (B, D + 1): behind the prompt, and behind each token of the draft
+        right = (said[:, :D] == draft).cumprod(dim=1).sum(dim=1)  # (B,): tokens of the draft that are what was said
+        kept = torch.tensor([goes_on(lines[row], tokens[: n + 1]) for row, tokens, n in
+                             zip(going, said.tolist(), right.tolist(), strict=True)], device=ids.device)
         if not kept.any():
             break
+        mask[:, mask.shape[1] - D :] = torch.arange(D, device=mask.device) < right[:, None]  # the rest was never said
+        ids, positions = said.gather(1, right[:, None]), start + mask.sum(dim=1, keepdim=True)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        positions = positions[:, -1:] + 1
-        ids = ids[:, None]
+        draft = draft[:, :0]
         if not kept.all():
             cache.batch_select_indices(kept.nonzero()[:, 0])
             injection = seam.keep(injection, kept)
             going = [row for row, on in zip(going, kept.tolist(), strict=True) if on]
-            ids, mask, positions, begun = ids[kept], mask[kept], positions[kept], begun[kept]
+            ids, mask, positions, draft = ids[kept], mask[kept], positions[kept], draft[kept]
     texts = tokenizer.batch_decode(lines, skip_special_tokens=True)
     return [text.strip().split("\n")[0].strip() for text in texts]
+
+
+def _padded(rows: Sequence[Sequence[int]], device) -> Tensor:
+    """Rows of token ids as one tensor, -1 behind each."""
+    longest = max(map(len, rows), default=0)
+    return torch.tensor([[*row, *[-1] * (longest - len(row))] for row in rows], dtype=torch.long, device=device)

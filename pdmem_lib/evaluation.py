@@ -166,14 +166,15 @@ def evaluate(model: MemoryModel, conversations: Sequence[Conversation], **settin
                 like = "own" if "f1_own" in table else "off"
                 for kind in ("answer", "f1", "logp"):
                     table[f"{kind}_{memory}"] = float("nan") if with_banks else table[f"{kind}_{like}"]
-        checkpoints = []
-        for session, state, rows in places:
-            f1 = table.loc[rows, "f1_own"]
+        said, curve = dict(enumerate(table["answer_own"])), []
+        for session, state, rows in reversed(places):  # a bank answers mostly as the next session's does: the guess
             if state is not None:
-                (answers,) = ask.answers(rows, [state])
-                f1 = list(map(metrics.token_f1, answers, table.loc[rows, "answer"]))
-            checkpoints += [dict(session=session, conversation=asked[i][0], question=asked[i][1], f1=value)
-                            for i, value in zip(rows, f1, strict=True)]
+                (answers,) = ask.answers(rows, [state], [said[i] for i in rows])
+                said.update(zip(rows, answers, strict=True))
+            f1 = map(metrics.token_f1, [said[i] for i in rows], table.loc[rows, "answer"])
+            curve.append([dict(session=session, conversation=asked[i][0], question=asked[i][1], f1=value)
+                          for i, value in zip(rows, f1, strict=True)])
+        checkpoints = [row for place in reversed(curve) for row in place]
     table["retained"] = metrics.retained(table["f1_own"], table["f1_zero"])
     for memory in ("own", "zero", "off"):
         table[f"locomo_{memory}"] = list(map(metrics.locomo_f1, table[f"answer_{memory}"], table["answer"], table["category"]))
@@ -320,13 +321,17 @@ class _Asker:
     def _batch_size(self, memories: Sequence[Memory]) -> int:
         return max(1, min(self.s.batch_size, ROWS // len(memories)))
 
-    def answers(self, rows: Sequence[int], memories: Sequence[Memory]) -> list[list[str]]:
-        """(memories, rows), in float32: in bfloat16 a greedy answer depends on which others are in its batch."""
+    def answers(self, rows: Sequence[int], memories: Sequence[Memory],
+                drafts: Sequence[str] | None = None) -> list[list[str]]:
+        """(memories, rows), in float32: in bfloat16 a greedy answer depends on which others are in its batch.
+
+        ``drafts``: a guess a row, which changes no answer (`MemoryModel.answers_under`).
+        """
         def on_batch(n: int) -> None:
             self.on_batch(n * len(memories))
 
         return self.model.answers_under(memories, [self.asked[i][2].question for i in rows], self.s.max_new_tokens,
-                                        self._batch_size(memories), on_batch)
+                                        self._batch_size(memories), on_batch, drafts=drafts)
 
     @torch.no_grad()
     def log_probs(self, rows: Sequence[int], memories: Sequence[Memory]) -> list[list[float]]:

@@ -310,11 +310,17 @@ class MemoryModel:
 
     @torch.no_grad()
     def answers_under(self, memories: Sequence[Memory], questions: Sequence[str], max_new_tokens: int = 24,
-                      batch_size: int = 32, on_batch=None, contexts: Sequence[str] | None = None) -> list[list[str]]:
-        """`answer` under each of several memories, a list each: asked together, they share the passes of the model."""
+                      batch_size: int = 32, on_batch=None, contexts: Sequence[str] | None = None,
+                      drafts: Sequence[str] | None = None) -> list[list[str]]:
+        """`answer` under each of several memories, a list each: asked together, they share the passes of the model.
+
+        ``drafts``: what each question is guessed to be answered, "" for no guess. The answers do not depend on them;
+        right ones make them faster (`decoding`).
+        """
         if isinstance(questions, str):
             raise ValueError("questions is a list of strings: wrap the one question in [ ]")
         rows = [self._fitting(self.backbone.token_ids(text), max_new_tokens) for text in _prompts(questions, contexts)]
+        guessed = [target_ids(self.backbone, draft) if draft else [] for draft in drafts or [""] * len(rows)]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         answers = [[""] * len(rows) for _ in memories]
         injection = None
@@ -324,7 +330,8 @@ class MemoryModel:
                 if injection is None or self.adapter.needs_inputs:  # else all batches share what was read first
                     injection = self._injection_for(memories, ids, question=mask)
                 ids, mask = (x.repeat(len(memories), 1) for x in (ids, mask))  # (memories * B, T)
-                lines = iter(greedy_lines(self.backbone, ids, mask, injection, max_new_tokens))
+                lines = iter(greedy_lines(self.backbone, ids, mask, injection, max_new_tokens,
+                                          drafts=[guessed[i] for i in batch] * len(memories)))
                 for under in answers:
                     for i in batch:
                         under[i] = next(lines)

@@ -143,11 +143,12 @@ def keep(injection: Injection, kept: Tensor) -> Injection:
     if Bm == 1:
         return injection
     numbers = left(Bm, injection[0].rows)
-    rows = tuple(filter(None, numbers))
-    if len(rows) == Bm:
+    left_over = tuple(filter(None, numbers))
+    rows = left_over if len(set(left_over)) > 1 else None  # None: all equally many, as one run always has
+    if len(left_over) == Bm:
         return [replace(kv, rows=rows) for kv in injection]
     runs = torch.tensor([i for i, number in enumerate(numbers) if number], device=kept.device)  # that still have rows
-    return [replace(kv, keys=kv.keys[runs], values=kv.values[runs], rows=rows if max(rows) > 1 else None,
+    return [replace(kv, keys=kv.keys[runs], values=kv.values[runs], rows=rows,
                     valid=None if kv.valid is None else kv.valid[runs]) for kv in injection]
 
 

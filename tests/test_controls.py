@@ -46,7 +46,7 @@ class Planted(MemoryModel):
         own = isinstance(memory, dict) and question.startswith(f"{self.owner.get(self.key(memory))}: ")
         return own and self.draw("knows", question).random() < self.recall
 
-    def answers_under(self, memories, questions, max_new_tokens=24, batch_size=32, on_batch=None, contexts=None):
+    def answers_under(self, memories, questions, max_new_tokens=24, batch_size=32, on_batch=None, contexts=None, drafts=None):
         return [[self.gold[q] if self.knows(q, memory) else "zzz" for q in questions] for memory in memories]
 
     def scores_under(self, memories, questions, answers, contexts=None):

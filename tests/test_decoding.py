@@ -64,6 +64,36 @@ def test_finished_rows_leave_and_nothing_else_changes(opened, method):
         assert whole.startswith(one) and (end in one + whole[len(one) :][:2] or one == whole)
 
 
+@pytest.mark.parametrize("method", [*pdmem.METHODS, "baseline"])
+@torch.no_grad()
+def test_drafts_change_no_answer_and_right_ones_save_passes(opened, method, monkeypatch):
+    m = opened(method)
+    backbone, passes, limit = m.backbone, [], 40
+    ids, mask = backbone.pad([backbone.token_ids(text) for text in QUESTIONS], side="left")
+    states = [m.state, m.adapter.initial_state(), {name: -t for name, t in m.state.items()}]
+    inputs = m._frozen_inputs(ids, mask) if m.adapter.needs_inputs else None
+    injection = m.adapter.read_each(states, [inputs] * 3) if m.state else None
+    ids, mask = (x.repeat(3, 1) for x in (ids, mask))
+    written, forward = [], type(backbone.model.base_model).forward
+    monkeypatch.setattr(backbone.tokenizer, "batch_decode", lambda lines, **_: (written.append(lines), [""] * len(lines))[1])
+    monkeypatch.setattr(type(backbone.model.base_model), "forward", lambda *a, **k: (passes.append(1), forward(*a, **k))[1])
+    greedy_lines(backbone, ids, mask, injection, limit)
+    commonest = torch.tensor([i for line in written.pop() for i in line[2:]]).mode().values  # it ends a line, as above
+    monkeypatch.setitem(backbone.__dict__, "newline_ids", [*backbone.newline_ids, int(commonest)])
+    passes.clear()
+    greedy_lines(backbone, ids, mask, injection, limit)
+    plain, slow = written.pop(), len(passes)
+    assert len({len(line) for line in plain}) > 2 and slow == max(map(len, plain))  # rows end at different steps
+    for draft in (lambda line, i: line, lambda line, i: line[: i % 4], lambda line, i: line + line,
+                  lambda line, i: [] if i % 3 else line, lambda line, i: [*line[: i % 5], 7, 7, 7],
+                  lambda line, i: [7] * (i % 20)):
+        passes.clear()
+        greedy_lines(backbone, ids, mask, injection, limit, drafts=[draft(line, i) for i, line in enumerate(plain)])
+        assert written.pop() == plain
+        if draft(plain[0], 0) == plain[0] and draft(plain[1], 1) == plain[1]:
+            assert len(passes) == 1  # all were right
+
+
 @pytest.mark.parametrize("method", pdmem.METHODS)
 def test_kept_rows_read_their_own_banks(opened, method):
     """Logits of rows that are left after others went, each under its bank, equal those of the whole batch."""
@@ -77,7 +107,7 @@ def test_kept_rows_read_their_own_banks(opened, method):
         with seam.inject(m.backbone.model, injection):
             whole = m.backbone.model(rows, use_cache=False).logits
         kept = torch.ones(15, dtype=torch.bool)
-        for gone in ([3], [0, 7], [5, 6, 8, 9], [1, 2, 4, 10]):  # unequal runs; one run is gone; a run of one
+        for gone in ([3], [0, 7], [5, 6, 8, 9], [1, 2, 4, 10], [12]):  # unequal runs; a run of one; one left; fewer of it
             new = kept.clone()
             new[gone] = False
             injection = seam.keep(injection, new[kept])

@@ -346,7 +346,7 @@ def knowing(model, monkeypatch, forgets=()):
     def session_of(memory):
         return next((s for s, bank in banks.items() if torch.allclose(bank["P"], memory["P"], rtol=1e-4, atol=1e-5)), None)
 
-    def answers_under(memories, questions, *_):
+    def answers_under(memories, questions, *_, **__):
         return [answer(questions, memory) for memory in memories]
 
     def answer(questions, memory):
@@ -399,8 +399,8 @@ def test_a_shorter_conversation_keeps_its_last_bank_on_the_curve(model, own_cach
 def test_the_frozen_model_is_asked_once_for_all_methods(model, conversations, own_cache, monkeypatch, caplog):
     calls = []
     answers_under = pdmem.MemoryModel.answers_under
-    monkeypatch.setattr(pdmem.MemoryModel, "answers_under", lambda self, memories, *rest: (
-        calls.extend(m if isinstance(m, str) else "bank" for m in memories), answers_under(self, memories, *rest))[1])
+    monkeypatch.setattr(pdmem.MemoryModel, "answers_under", lambda self, memories, *rest, **more: (
+        calls.extend(m if isinstance(m, str) else "bank" for m in memories), answers_under(self, memories, *rest, **more))[1])
     first = pdmem.evaluate(small(model, "slot"), conversations[:1], questions_per_bucket=3, **FEW).per_question
     assert calls.count("off") == 1
     for m in (small(model, "gated", seed=2), model("baseline")):
