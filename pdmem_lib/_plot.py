@@ -202,10 +202,10 @@ def text_width(text: Any) -> float:
 
 def side_by_side(places: np.ndarray, apart: float) -> np.ndarray:
     """Sorted ``places``, (P,) in pixels, moved as little as keeps them ``apart`` (least squares)."""
-    from sklearn.isotonic import IsotonicRegression
+    from scipy.optimize import isotonic_regression
 
     steps = apart * np.arange(len(places))
-    return IsotonicRegression().fit_transform(steps, places - steps) + steps
+    return isotonic_regression(places - steps).x + steps
 
 
 def place_labels(points: np.ndarray, widths: list[float], blocked: np.ndarray, size: np.ndarray) -> np.ndarray:

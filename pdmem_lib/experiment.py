@@ -46,6 +46,7 @@ class Preset:
     """A size of the study: which runs, and the settings of each. Settings not named keep the protocol's values [C].
 
     ``methods`` are names of the registry and of what is trained beside them: "slot.format", "slot.lora" (`Experiment`).
+    Runs are made in their order: the longest of ``quick`` first, so that no core waits for it at the end.
     """
 
     about: str
@@ -66,19 +67,19 @@ CONTROLS = (f"slot{FORMAT}", f"slot{LORA}")
 PRESETS = {
     "smoke": Preset(
         "every path once: tiny random model, synthetic data, six methods at both capacities, controls; about 3 minutes",
-        methods=(*METHODS, "baseline", *CONTROLS), capacities=(1, 10), seeds=(42,), synthetic=(5, 2),
+        methods=("baseline", *METHODS, *CONTROLS), capacities=(1, 10), seeds=(42,), synthetic=(5, 2),
         train=dict(epochs=1, max_questions=48, lr=1e-3, warmup_steps=2),
         evaluate=dict(questions_per_bucket=4, knowledge_points=2, max_new_tokens=8), budgets=(64,), last=256,
         backbone="tiny-gpt2", data="synthetic"),
     "quick": Preset(
         "a pretrained model, six methods, the baseline and controls at 1x, about 20 minutes on 2 cores: a first look",
-        methods=(*METHODS, "baseline", *CONTROLS), capacities=(1,), seeds=(42,), synthetic=(5, 16), train_conversations=2,
+        methods=("baseline", *METHODS, *CONTROLS), capacities=(1,), seeds=(42,), synthetic=(5, 16), train_conversations=2,
         train=dict(epochs=1, max_questions=256, lr=1e-3, warmup_steps=2),
         evaluate=dict(questions_per_bucket=16, knowledge_points=2, answered=("own", "zero", "off", "other")),
         budgets=(64, 256), last=1024),
     "full": Preset(
         "the published protocol: six methods and the baseline, 1x and 10x, three seeds, every question",
-        methods=(*METHODS, "baseline", *(f"{name}{FORMAT}" for name in METHODS), f"slot{LORA}", f"gated{LORA}"),
+        methods=("baseline", *METHODS, *(f"{name}{FORMAT}" for name in METHODS), f"slot{LORA}", f"gated{LORA}"),
         capacities=(1, 10), seeds=(42, 43, 44)),
 }
 

@@ -1,6 +1,6 @@
 """Scores of answers and what becomes of them with distance.
 
-Pure functions on plain numbers, strings and arrays. F1 is a fraction in [0, 1]; curves are in %. pandas, scikit-learn
+Pure functions on plain numbers, strings and arrays. F1 is a fraction in [0, 1]; curves are in %. pandas, scipy
 and nltk are imported on use, so that importing the library stays fast. [C] marks the companion paper, [D] our decision.
 """
 
@@ -143,7 +143,7 @@ def isotonic_non_increasing(values: ArrayLike, weights: ArrayLike) -> np.ndarray
 
     An entry of weight 0 (an empty bucket) takes no part and comes back NaN, whatever its value [D].
     """
-    from sklearn.isotonic import IsotonicRegression
+    from scipy.optimize import isotonic_regression
 
     weights = _column("weights", weights)
     values = np.asarray(values, dtype=float)
@@ -152,8 +152,7 @@ def isotonic_non_increasing(values: ArrayLike, weights: ArrayLike) -> np.ndarray
     fit = np.full(len(values), np.nan)
     if used.any():
         observed = _column("values of positive weight", values[used], -np.inf, np.inf)
-        fit[used] = IsotonicRegression(increasing=False).fit_transform(
-            np.flatnonzero(used), observed, sample_weight=weights[used])
+        fit[used] = isotonic_regression(observed, weights=weights[used], increasing=False).x
     return fit
 
 

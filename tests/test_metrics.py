@@ -233,6 +233,6 @@ def test_delta_k_of_no_session_is_an_error():
 
 def test_importing_metrics_imports_nothing_slow():
     probe = ("import runpy, sys; runpy.run_path(sys.argv[1]); "
-             "print(sorted({'pandas', 'sklearn', 'nltk', 'torch'} & set(sys.modules)))")
+             "print(sorted({'pandas', 'scipy', 'sklearn', 'nltk', 'torch'} & set(sys.modules)))")
     shown = subprocess.run([sys.executable, "-c", probe, metrics.__file__], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
