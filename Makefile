@@ -72,7 +72,7 @@ $(CLUSTER): $(READY)
 	@$(RUN) -c 'import snakemake_executor_plugin_slurm, snakemake_executor_plugin_cluster_generic' 2>/dev/null || $(PIP) -q -e ".[cluster]" >&2
 endif
 
-reproduce: $(READY) $(CLUSTER) ## run the study: PRESET=smoke (3 min), quick (20 min, the default) or full (the published protocol)
+reproduce: $(READY) $(CLUSTER) ## run the study: PRESET=smoke (90 s), quick (10 min, the default) or full (the published protocol)
 	@$(RUN) notebooks/reproduce.py --preset "$(PRESET)" --backbone "$(BACKBONE)" --data "$(DATA)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(KEEP),--keep "$(KEEP)") $(if $(CORES),--cores "$(CORES)") $(if $(PROFILE),--profile "$(PROFILE)")
 
 foretell: $(READY) ## how long a preset's runs will take on this machine, without making them: PRESET=full, and the same choices

@@ -66,13 +66,13 @@ class Preset:
 CONTROLS = (f"slot{FORMAT}", f"slot{LORA}")
 PRESETS = {
     "smoke": Preset(
-        "every path once: tiny random model, synthetic data, six methods at both capacities, controls; about 3 minutes",
+        "every path once: tiny random model, synthetic data, six methods at both capacities, controls; about 90 seconds",
         methods=("baseline", *METHODS, *CONTROLS), capacities=(1, 10), seeds=(42,), synthetic=(5, 2),
         train=dict(epochs=1, max_questions=48, lr=1e-3, warmup_steps=2),
         evaluate=dict(questions_per_bucket=4, knowledge_points=2, max_new_tokens=8), budgets=(64,), last=256,
         backbone="tiny-gpt2", data="synthetic"),
     "quick": Preset(
-        "a pretrained model, six methods, the baseline and controls at 1x, about 20 minutes on 2 cores: a first look",
+        "a pretrained model, six methods, the baseline and controls at 1x, about 10 minutes on 2 cores: a first look",
         methods=("baseline", *METHODS, *CONTROLS), capacities=(1,), seeds=(42,), synthetic=(5, 16), train_conversations=2,
         train=dict(epochs=1, max_questions=256, lr=1e-3, warmup_steps=2),
         evaluate=dict(questions_per_bucket=16, knowledge_points=2, answered=("own", "zero", "off", "other")),

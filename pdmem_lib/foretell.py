@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import pandas
 
 LENGTHS = {"low": 1.0, "seconds": 1.2, "high": 2.0}  # of answers, times the gold ones'
+SAME = 0.75  # of a knowledge curve's answers are the later session's word for word, and so cost no steps [D]
 DRIFT = {"low": 0.9, "seconds": 1.0, "high": 1.1}
 PAPERMILL = 10.0  # seconds of a run beside its work and one loading of all: interpreters, first calls, files [D]
 TURNS = 60  # that a look writes and traces
@@ -71,13 +72,16 @@ def count(model: MemoryModel, data: Data, experiment: Experiment, lengths: float
         work += _scoring(model, asked, s, rows, len(memories))
     for _, _, held, rows in checkpoints(data.test, asked, s.knowledge_points) if banks else ():
         if held is not None:  # at the end it is what was asked above
-            work += _answering(model, asked, s, rows, 1, lengths)
+            work += _answering(model, asked, s, rows, 1, lengths, guessed=SAME)
     return work
 
 
 def _answering(model: MemoryModel, asked, s: EvaluateSettings, rows: Sequence[int], memories: int,
-               lengths: float = 1.0) -> Counter:
-    """Of `_Asker.answers`: memories read, tokens of prompts (padded), steps of decoding, and rows in them."""
+               lengths: float = 1.0, guessed: float | None = None) -> Counter:
+    """Of `_Asker.answers`: memories read, tokens of prompts (padded), steps of decoding, and rows in them.
+
+    ``guessed``: the share of answers that come with a right draft, where all come with one.
+    """
     backbone, work = model.backbone, Counter()
     prompt = {i: len(backbone.token_ids(prompts.prompt_text(asked[i][2].question))) for i in rows}
     answer = {i: min(s.max_new_tokens, round(lengths * len(prompts.target_ids(backbone, asked[i][2].answer))))
@@ -85,9 +89,10 @@ def _answering(model: MemoryModel, asked, s: EvaluateSettings, rows: Sequence[in
     size = _Asker(model, asked, s, _nothing)._batch_size([""] * memories)
     batches = list(_cut(sorted(rows, key=prompt.__getitem__), size))
     for batch in batches:
-        work["answer: token"] += memories * len(batch) * max(prompt[i] for i in batch)
+        drafts, wrong = (0, 1) if guessed is None else (max(answer[i] for i in batch), 1 - guessed)
+        work["answer: token"] += memories * len(batch) * (max(prompt[i] for i in batch) + drafts)
         work["answer: step"] += max(answer[i] for i in batch)
-        work["answer: row and step"] += memories * sum(answer[i] for i in batch)
+        work["answer: row and step"] += memories * sum((1 - wrong) + wrong * answer[i] for i in batch)
     work["answer: memory"] += memories * (len(batches) if model.adapter.needs_inputs else 1)
     return work
 
