@@ -472,10 +472,10 @@ def turn_finding(table: pd.DataFrame, subtitle: str) -> go.Figure:
     legend_entry(figure, "chance", marker=chance)
     mark_rows(figure, rows, {"MRR": [f"{row.values['mrr']:.3f}" for row in rows],
                              "own − others": [signed(row.values["mrr"] - row.values["others"]) for row in rows],
-                             "n": [f"{row.values['n']:g}" for row in rows]}, [16, 86, 206])
+                             "n": [f"{row.values['n']:g}" for row in rows]}, [16, 86, 226])
     figure.update_xaxes(title="mean reciprocal rank of the evidence turn (0 to 1; 1: always first)",
                      range=[0, 1.05 * np.nanmax(table[["mrr", "high", "chance", "others"]])])
-    return finish(figure, "Does the memory find the turn?", subtitle, 300 + 38 * len(rows), row_margin(rows), right=280)
+    return finish(figure, "Does the memory find the turn?", subtitle, 300 + 38 * len(rows), row_margin(rows), right=290)
 
 
 def recall_curves(table: pd.DataFrame, subtitle: str, axis: str = "lag") -> go.Figure:
