@@ -1,7 +1,7 @@
 # Everything by one command; `make help` lists them. Needs Python 3.11 or 3.12 and a package index, nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce foretell recall chapters test bench audit docs lab studio studio-film clean
+.PHONY: help setup reproduce foretell recall sensitivity chapters test bench audit docs lab studio studio-film clean
 
 # What to run. Empty: what the preset says.
 PRESET ?= quick
@@ -84,6 +84,13 @@ recall: $(READY) ## the task whose answer is known: tiny-gpt2 (5 min), or BACKBO
 	@$(RUN) -m papermill notebooks/92_recall.ipynb "data/runs/$(RECALL)/recall.ipynb" -k python3 --log-output --no-progress-bar \
 	  -r backbone "$(or $(BACKBONE),tiny-gpt2)" -r methods "$(METHODS)" $(if $(SEEDS),-p seed "$(SEEDS)") \
 	  $(if $(CAPACITIES),-p capacity "$(CAPACITIES)") -r runs_dir "data/runs/$(RECALL)" -r figures_dir "figures/$(RECALL)"
+
+SENSITIVITY := sensitivity-$(or $(BACKBONE),tiny-gpt2)
+sensitivity: $(READY) ## which choice carries recall: tiny-gpt2 (minutes), or BACKBONE=smollm2-135m (hours); goes on where it stopped
+	@mkdir -p "data/runs/$(SENSITIVITY)"
+	@$(RUN) -m papermill notebooks/93_sensitivity.ipynb "data/runs/$(SENSITIVITY)/sensitivity.ipynb" -k python3 --log-output --no-progress-bar \
+	  -r backbone "$(or $(BACKBONE),tiny-gpt2)" $(if $(METHODS),-r methods "$(METHODS)") $(if $(SEEDS),-r seeds "$(SEEDS)") \
+	  -r runs_dir "data/runs/$(SENSITIVITY)" -r figures_dir "figures/$(SENSITIVITY)"
 
 chapters: $(READY) ## execute the chapter notebooks and save them with their outputs, as they are committed
 	@$(RUN) notebooks/execute.py $(CHAPTERS)

@@ -248,3 +248,28 @@ def test_the_recall_notebook_makes_each_method_once(workplace):
     assert set(table["method"]) == {"slot"} and table.groupby("axis")["x"].agg(list).to_dict() == {"lag": [0, 2], "load": [1]}
     records = json.loads(Path("figures/recall-tiny-gpt2/records.json").read_text())
     assert records["slot-1x-seed42"]["recall_settings"]["steps"] == 4 and records["gated-1x-seed42"]["backbone"] == "tiny-gpt2"
+
+
+@pytest.mark.slow
+def test_the_sensitivity_notebook_makes_each_setting_once(workplace):
+    """Each under what it changes and nothing else; a typing mistake stops it before a run."""
+    few = {"steps": 4, "rows": 8, "probe_rows": 4, "pairs": 1, "lags": [0, 2]}
+
+    def make(settings, **parameters):
+        papermill.execute_notebook(NOTEBOOKS / "93_sensitivity.ipynb", "out.ipynb", progress_bar=False, kernel_name="python3",
+                                   parameters=dict(methods="slot", seeds="42", settings=settings, overrides=few, **parameters))
+        return {path.name: path.stat().st_mtime_ns for path in Path("data/runs/sensitivity-tiny-gpt2").glob("*.csv")}
+
+    first = make("half the steps")
+    both = make("γ 1 (0.95),read in the last third,half the steps")
+    assert len(first) == 2 and len(both) == 4 and both.items() >= first.items()
+    records = json.loads(Path("figures/sensitivity-tiny-gpt2/records.json").read_text())
+    changed = {record["setting"]: record["settings"] for record in records.values()}
+    base = changed.pop("as it is")
+    assert {name: {key: value for key, value in lesson.items() if value != base.get(key)} for name, lesson in changed.items()} == {
+        "γ 1 (0.95)": {"gamma": 1.0}, "read in the last third": {}, "half the steps": {"steps": 2}}
+    table = pandas.read_csv("figures/sensitivity-tiny-gpt2/differences.csv").set_index("setting")
+    assert set(table.index) == {"as it is", *changed} and table.loc["as it is", "difference"] == 0
+    assert Path("figures/sensitivity-tiny-gpt2/sensitivity_slot.html").exists()
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown settings"):
+        make("gamma 1")

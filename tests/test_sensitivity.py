@@ -1,0 +1,59 @@
+"""One choice changed at a time: differences by hand, and the figure that shows them."""
+
+import math
+
+import pandas as pd
+import pytest
+from scipy.stats import t
+
+from pdmem_lib import sensitivity
+from pdmem_lib.sensitivity import BASE
+
+RECALL = {(BASE, 42): (0.8, 0.4), (BASE, 43): (0.6, 0.2), ("no gate", 42): (0.9, 0.7), ("no gate", 43): (0.7, 0.9),
+          ("γ 1", 43): (0.5, 0.1)}  # setting, seed: recall at two lags
+
+
+@pytest.fixture
+def table():
+    return pd.DataFrame([dict(method="slot", setting=setting, seed=seed, x=x, accuracy=accuracy, chance=0.25)
+                         for (setting, seed), recall in RECALL.items() for x, accuracy in zip((0, 16), recall, strict=True)])
+
+
+def test_differences_are_taken_seed_by_seed_over_the_lags(table):
+    found = sensitivity.differences(table).set_index("setting")
+    assert list(found.index) == [BASE, "no gate", "γ 1"] and found["seeds"].tolist() == [2, 2, 1]
+    assert found.loc[BASE, ["recall", "difference", "low", "high"]].tolist() == pytest.approx([0.5, 0, 0, 0])
+    d = 0.2, 0.4  # 0.8 - 0.6 at seed 42, 0.8 - 0.4 at 43
+    reach = t.ppf(0.975, 1) * math.sqrt(0.02) / math.sqrt(2)
+    row = found.loc["no gate"]
+    assert row[["recall", "difference", "low", "high"]].tolist() == pytest.approx([0.8, sum(d) / 2, 0.3 - reach, 0.3 + reach])
+    assert not row["apart"] and math.isnan(found.loc["γ 1", "low"]) and not found.loc["γ 1", "apart"]
+    assert found.loc["γ 1", "difference"] == pytest.approx(0.3 - 0.4)  # against seed 43 alone
+
+
+def test_equal_differences_lie_apart(table):
+    same = table[table["setting"] != "γ 1"].copy()
+    same.loc[same["setting"] == "no gate", "accuracy"] = same.loc[same["setting"] == BASE, "accuracy"].to_numpy() + 0.1
+    found = sensitivity.differences(same).set_index("setting")
+    assert found.loc["no gate", "apart"] and not found.loc[BASE, "apart"]
+
+
+def test_a_seed_without_its_base_is_named(table):
+    with pytest.raises(ValueError, match="'γ 1' has seed 43, 'as it is' has not"):
+        sensitivity.differences(table[(table["setting"] != BASE) | (table["seed"] == 42)].query("setting != 'no gate'"))
+
+
+def test_the_figure_has_a_row_a_setting_and_a_panel_a_lag(table):
+    figure = sensitivity.recall_by_setting(table, "made up")
+    assert figure.layout.yaxis.ticktext == (BASE, "no gate", "γ 1")
+    texts = [annotation.text for annotation in figure.layout.annotations]
+    assert {"<b>lag 0</b>", "<b>lag 16</b>", "+0.30", "−0.10"} <= set(texts)
+    rings = [trace for trace in figure.data if trace.marker.symbol == "circle-open" and trace.x[0] is not None]
+    assert sorted(x for trace in rings for x in trace.x) == sorted(table["accuracy"])
+    with pytest.raises(ValueError, match="shows one method"):
+        sensitivity.recall_by_setting(pd.concat([table, table.assign(method="gated")]), "made up")
+
+
+def test_names_from_data_are_shown_literally(table):
+    figure = sensitivity.recall_by_setting(table.replace({"setting": {"no gate": "<b>no</b> gate"}}), "made up")
+    assert figure.layout.yaxis.ticktext[1] == "&lt;b&gt;no&lt;/b&gt; gate"
