@@ -86,7 +86,7 @@ recall: $(READY) ## the task whose answer is known: tiny-gpt2 (5 min), or BACKBO
 	  $(if $(CAPACITIES),-p capacity "$(CAPACITIES)") -r runs_dir "data/runs/$(RECALL)" -r figures_dir "figures/$(RECALL)"
 
 SENSITIVITY := sensitivity-$(or $(BACKBONE),tiny-gpt2)
-sensitivity: $(READY) ## which choice carries recall: tiny-gpt2 (minutes), or BACKBONE=smollm2-135m (hours); goes on where it stopped
+sensitivity: $(READY) ## which choice carries recall: slots on tiny-gpt2, or METHODS=slot,hebbian BACKBONE=smollm2-135m (hours); goes on where it stopped
 	@mkdir -p "data/runs/$(SENSITIVITY)"
 	@$(RUN) -m papermill notebooks/93_sensitivity.ipynb "data/runs/$(SENSITIVITY)/sensitivity.ipynb" -k python3 --log-output --no-progress-bar \
 	  -r backbone "$(or $(BACKBONE),tiny-gpt2)" $(if $(METHODS),-r methods "$(METHODS)") $(if $(SEEDS),-r seeds "$(SEEDS)") \
