@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import pandas
 
 LENGTHS = {"low": 1.0, "seconds": 1.2, "high": 2.0}  # of answers, times the gold ones'
-SAME = 0.75  # of a knowledge curve's answers are the later session's word for word, and so cost no steps [D]
+SAME = 0.75  # assumed, not measured: of a knowledge curve's answers that are the later session's word for word [D]
 DRIFT = {"low": 0.9, "seconds": 1.0, "high": 1.1}
 PAPERMILL = 10.0  # seconds of a run beside its work and one loading of all: interpreters, first calls, files [D]
 TURNS = 60  # that a look writes and traces
