@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from . import seam
 from .files import atomic_path, cache_folder, require_sealed, seal
+from .frozen import cast_once
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Backbone:
     def __post_init__(self):
         self.model.requires_grad_(False).eval()
         seam.install(self.model)
+        cast_once(self.model)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 

@@ -34,10 +34,7 @@ def greedy_lines(backbone: Backbone, ids: Tensor, mask: Tensor, injection: seam.
     """
     from transformers import DynamicCache
 
-    model, tokenizer, device = backbone.model, backbone.tokenizer, ids.device.type
-    head = model.get_output_embeddings().weight
-    if torch.is_autocast_enabled(device):
-        head = head.to(torch.get_autocast_dtype(device))  # once, and not once a step
+    model, tokenizer, head = backbone.model, backbone.tokenizer, backbone.model.get_output_embeddings()
     cache = DynamicCache(config=model.config)
     draft = _padded([draft[: max_new_tokens - 1] for draft in drafts or [()] * len(ids)], ids.device)  # (B, D)
     ids, mask = torch.cat([ids, draft.clamp_min(0)], dim=1), torch.cat([mask, (draft >= 0).to(mask.dtype)], dim=1)
@@ -58,7 +55,7 @@ def greedy_lines(backbone: Backbone, ids: Tensor, mask: Tensor, injection: seam.
         with seam.inject(model, injection):
             hidden = model.base_model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
                                       use_cache=True).last_hidden_state[:, -1 - D :]
-        said = (hidden @ head.T).argmax(dim=-1)  # (B, D + 1): behind the prompt, and behind each token of the draft
+        said = head(hidden).argmax(dim=-1)  # (B, D + 1): behind the prompt, and behind each token of the draft
         right = (said[:, :D] == draft).cumprod(dim=1).sum(dim=1)  # (B,): tokens of the draft that are what was said
         kept = torch.tensor([goes_on(lines[row], tokens[: n + 1]) for row, tokens, n in
                              zip(going, said.tolist(), right.tolist(), strict=True)], device=ids.device)

@@ -187,15 +187,15 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
     visible = attention_mask  # (B or 1, 1, T, S) bool; transformers leaves it out where it is plainly causal
     if visible is None:
         visible = torch.ones(T, S, dtype=torch.bool, device=query.device).tril(S - T)[None, None]
-    to_input = grouped @ key[:, :, None].mT  # (B, h_kv, r, T, S)
+    to_input = _shared(grouped, key.mT)  # (B, h_kv, r, T, S)
     to_input = to_input.masked_fill(~visible[:, :, None], torch.finfo(to_input.dtype).min)
     if by_matmul:
-        plain = _by_head(to_input.softmax(dim=-1) @ value[:, :, None])
+        plain = _by_head(_shared(to_input.softmax(dim=-1), value))
     else:
         plain, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **stock)  # (B, T, h, dk)
     if memory is None:
         return plain, None
-    lse_input = to_input.float().logsumexp(dim=-1, keepdim=True)  # (B, h_kv, r, T, 1): the softmax mass on all of the input
+    lse_input = _logsumexp(to_input.float())  # (B, h_kv, r, T, 1): the softmax mass on all of the input
     gate = None if memory.gate is None else torch.tanh(memory.gate)  # (h,)
     if _fused_reads(memory):
         change = _fused_change(grouped, lse_input, plain, memory)
@@ -252,6 +252,18 @@ def _cheap_backward(query: Tensor) -> bool:
     """Whether attention by matmuls has the faster backward pass: on a CPU and over short inputs it takes a third of the
     time of sdpa's. The forward pass rounds in another order, so only a pass with a gradient uses it."""
     return query.requires_grad and query.device.type == "cpu" and query.shape[2] <= 200
+
+
+def _shared(x: Tensor, y: Tensor) -> Tensor:
+    """x (B, h_kv, r, T, n) @ y (B, h_kv, n, m) -> (B, h_kv, r, T, m); y is not copied for the r heads that share it."""
+    return (x.flatten(2, 3) @ y).unflatten(2, x.shape[2:4])
+
+
+def _logsumexp(x: Tensor) -> Tensor:
+    """torch's, over the last dimension, which is kept, in a third of its time where much is masked: what is e^80 below
+    the largest adds nothing to a float32 sum, and exp is slow where its result is not a normal number."""
+    largest = x.detach().amax(dim=-1, keepdim=True)
+    return (x - largest).clamp_min(-80).exp().sum(dim=-1, keepdim=True).log() + largest
 
 
 def _by_head(x: Tensor) -> Tensor:

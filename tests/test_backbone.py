@@ -15,9 +15,11 @@ from types import SimpleNamespace
 import pytest
 import safetensors.torch
 import torch
+from transformers.pytorch_utils import Conv1D
 
 import pdmem_lib as pdmem
-from pdmem_lib import backbone as backbones
+from pdmem_lib import backbone as backbones, seam
+from pdmem_lib.frozen import cast_once
 from pdmem_lib.states import banks_by_session, encode_all, final_bank, turn_states
 
 TEXTS = ["Ada: I adopted a grey cat.", "Bob: Oh!", "Ada: We named her Pixel, after a very long family meeting.", "Bob: 好的 👍"]
@@ -126,6 +128,50 @@ def test_gradients_flow_through_bf16(model):
     rough.backward()
     assert rough.dtype == torch.float32 and abs(rough - exact) < 0.05 * exact
     assert m.adapter.gate.grad.abs().sum() > 0 and m.adapter.gate.grad.dtype == torch.float32
+
+
+def test_weights_cast_once_give_what_autocast_gives(tiny, plain):
+    """Bit for bit, gradients included, against the same weights in a model that our code never touched."""
+    ids = torch.tensor([tiny.token_ids(TEXTS[2])])
+    found = []
+    for model in (tiny.model, plain):
+        inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
+        with seam.inject(tiny.model, None, trains=False), torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(inputs_embeds=inputs, use_cache=False).logits
+        logits.float().logsumexp(dim=-1).sum().backward()
+        found.append((logits.detach(), inputs.grad))
+    assert found[0][0].dtype == torch.bfloat16
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Linear, Conv1D])
+def test_a_weights_cast_is_kept_until_the_weight_changes(kind):
+    layer = torch.nn.Sequential(kind(4, 6) if kind is Conv1D else kind(6, 4)).requires_grad_(False)
+    cast_once(layer)
+    assert isinstance(layer[0], kind) and list(layer.state_dict()) == ["0.weight", "0.bias"]
+
+    x = torch.ones(3, 2, 6)
+
+    def cast():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = layer(x)
+        plain = x @ (layer[0].weight if kind is Conv1D else layer[0].weight.T) + layer[0].bias
+        torch.testing.assert_close(out.float(), plain, rtol=0.02, atol=0.02)
+        return layer[0].__dict__["_kept_cast"][1]
+
+    with torch.inference_mode():
+        first = cast()
+    assert cast() is first and not first.is_inference()
+    layer[0].weight.add_(1)  # in place
+    second = cast()
+    assert second is not first and cast() is second
+    layer[0].weight = torch.nn.Parameter(torch.randn_like(layer[0].weight), requires_grad=False)
+    assert cast() is not second
+    assert layer(x).dtype == torch.float32  # outside autocast nothing is cast
+    layer.requires_grad_(True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(x).float().sum().backward()
+    assert layer[0].weight.grad is not None  # a weight that trains is torch's to cast
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -132,6 +132,18 @@ def test_the_gradient_by_matmuls_is_that_of_sdpa(opened, method, monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("masked", [0, 5, 8], ids=["none", "some", "a whole row"])
+def test_the_log_sum_of_exponentials_is_torchs(masked):
+    x = 30 * torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
+    x[1, :, :masked] = torch.finfo(torch.float32).min
+    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+    one, other = seam._logsumexp(ours), theirs.logsumexp(dim=-1, keepdim=True)
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+    for y in (one, other):
+        y.clamp_min(-1e3).square().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+
+
 def test_without_a_gradient_and_without_an_injection_stock_sdpa_runs(model, plain):
     m = model("slot")
     ids = torch.tensor([m.backbone.token_ids(QUESTIONS[1])])
