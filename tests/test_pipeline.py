@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from pdmem_lib.experiment import PRESETS
+from pdmem_lib.synthetic import synthetic_locomo
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SMALL = {"preset": "smoke", "backbone": "tiny-gpt2", "data": "synthetic", "capacities": "1", "seeds": "42"}
@@ -170,6 +171,24 @@ def test_what_makes_a_finished_run_start_again(workplace):
     template.cells[1].source += "\nchanged = True"
     nbformat.write(template, "run.ipynb")
     assert planned(methods="slot") == {("slot", 1, 42)}
+
+
+def test_what_the_encoding_depends_on_makes_all_runs_start_again_at_once(workplace):
+    """Code or data that changed: the encoding runs again, and every run that is wanted, in the first call after it."""
+    data = workplace / "talks.json"
+    talks = synthetic_locomo(3, 2, seed=0)
+    data.write_text(json.dumps(talks))
+    assert snakemake(methods="slot", data=data).returncode == 0
+    assert planned(methods="slot", data=data) == set()
+    assert planned(methods="slot,gated", data=data) == {("gated", 1, 42)}
+    data.write_text(json.dumps(talks, indent=1))
+    assert planned(methods="slot,gated", data=data) == {("slot", 1, 42), ("gated", 1, 42)}
+    before = records()
+    done = snakemake(methods="slot,gated", data=data)
+    assert done.returncode == 0, done.stderr
+    after = records()
+    assert len(after) == 2 and after["slot-1x-seed42"] > before["slot-1x-seed42"]
+    assert planned(methods="slot,gated", data=data) == set()
 
 
 @pytest.mark.slow
