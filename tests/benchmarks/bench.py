@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import psutil
 import torch
 
 import pdmem_lib as pdmem
-from pdmem_lib import cost_figures, figures, seam, states
+from pdmem_lib import cost_figures, figures, states
 from pdmem_lib.backbone import length_sorted_batches
 from pdmem_lib.memory import prompt_text, target_ids
 
@@ -76,9 +77,20 @@ class Bench:
         return dict(ratio=middle, low=low, high=high)
 
     # ---- the bare model's own passes ----
+    @cached_property
+    def bare(self) -> torch.nn.Module:
+        """The same weights in a model of transformers that the library never touched, on stock sdpa."""
+        from transformers import AutoModelForCausalLM
+
+        frozen = self.backbone.model
+        config = type(frozen.config).from_dict(frozen.config.to_dict())
+        bare = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(self.backbone.device)
+        bare.load_state_dict(frozen.state_dict())
+        return bare.requires_grad_(False).eval()
+
     def bare_step(self) -> Callable[[], None]:
-        """The frozen model's forward and backward to its inputs on the batch: what no adapter can do without."""
-        backbone, model = self.backbone, self.backbone.model
+        """The bare model's forward and backward to its inputs on the batch: what no adapter can do without."""
+        backbone, model = self.backbone, self.bare
         rows = [backbone.token_ids(prompt_text(q)) + target_ids(backbone, a)
                 for q, a in zip(self.questions, self.answers, strict=True)]
         prompts = [len(backbone.token_ids(prompt_text(q))) for q in self.questions]
@@ -90,7 +102,7 @@ class Bench:
 
         def step() -> None:
             inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
-            with seam.inject(model, None), backbone.autocast("auto"):
+            with backbone.autocast("auto"):
                 hidden = model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
                 logits = model.get_output_embeddings()(hidden[predicts])
                 torch.nn.functional.cross_entropy(logits.float(), ids[target]).backward()
@@ -126,14 +138,14 @@ def empty_cache() -> Iterator[None]:
 # ---- the measures ----
 def encode(bench: Bench) -> Iterator[dict]:
     """All conversations' turns, cache cold, tokenised and saved, against ideal length-sorted batches: a round each."""
-    backbone, model, found = bench.backbone, bench.backbone.model, []
+    backbone, model, found = bench.backbone, bench.bare, []
     for i, conversation in enumerate(bench.data.conversations):
         rows = [backbone.token_ids(str(turn)) for turn in conversation.turns]
         batches = [backbone.pad([rows[j] for j in batch], side="right")[0]
                    for batch in length_sorted_batches([len(row) for row in rows], 1024)]
 
         def theirs() -> None:
-            with torch.no_grad(), seam.inject(model, None), backbone.autocast("auto"):
+            with torch.no_grad(), backbone.autocast("auto"):
                 for ids in batches:  # noqa: B023
                     model.base_model(ids, use_cache=False)
 
