@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from . import seam
 from .files import atomic_path, cache_folder, require_sealed, seal
-from .frozen import cast_once
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +43,8 @@ class Backbone:
     tokenizer: object
 
     def __post_init__(self):
+        from .frozen import cast_once  # here: importing pdmem stays fast
+
         self.model.requires_grad_(False).eval()
         seam.install(self.model)
         cast_once(self.model)

@@ -5,16 +5,16 @@ only. Here the cast of a frozen weight is kept, so that a pass gives the same nu
 costs the casts' memory: half of the float32 weights', from the first pass under autocast on.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
 
 
 def cast_once(model: nn.Module) -> None:
-    """Let the linear maps of ``model`` keep the casts of their frozen weights, in place; weights and names stay."""
-    kinds = _kinds()
+    """Let the linear maps of ``model``, torch's and GPT-2's own, keep the casts of their frozen weights, in place; weights
+    and names stay."""
+    kinds = {nn.Linear: FrozenLinear, Conv1D: FrozenConv1D}
     for module in model.modules():
         module.__class__ = kinds.get(type(module), type(module))
 
@@ -26,23 +26,21 @@ def _cast(module: nn.Module, x: Tensor) -> Tensor:
         return weight
     key = torch.get_autocast_dtype(kind), weight.device, weight.data_ptr(), weight._version  # moved or changed: anew
     kept = module.__dict__.get("_kept_cast")
-    if kept is None or kept[0] != key:
+    if kept is None or kept[0] is not weight or kept[1] != key:
         with torch.inference_mode(False):  # a pass with gradients may use it later
-            kept = module.__dict__["_kept_cast"] = key, weight.detach().to(key[0])
-    return kept[1]
+            kept = module.__dict__["_kept_cast"] = weight, key, weight.detach().to(key[0])
+    return kept[2]
 
 
-@cache
-def _kinds() -> dict[type, type]:
-    """Which class stands in for which: torch's, and GPT-2's own."""
-    from transformers.pytorch_utils import Conv1D  # here: importing pdmem stays fast
+class FrozenLinear(nn.Linear):
+    """A linear map that keeps its weight's cast."""
 
-    class FrozenLinear(nn.Linear):
-        def forward(self, input: Tensor) -> Tensor:
-            return linear(input, _cast(self, input), self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, _cast(self, input), self.bias)
 
-    class FrozenConv1D(Conv1D):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.addmm(self.bias, x.flatten(0, -2), _cast(self, x)).unflatten(0, x.shape[:-1])
 
-    return {nn.Linear: FrozenLinear, Conv1D: FrozenConv1D}
+class FrozenConv1D(Conv1D):
+    """GPT-2's linear map, which keeps its weight's cast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.flatten(0, -2), _cast(self, x)).unflatten(0, x.shape[:-1])

@@ -157,10 +157,11 @@ def test_a_weights_cast_is_kept_until_the_weight_changes(kind):
             out = layer(x)
         plain = x @ (layer[0].weight if kind is Conv1D else layer[0].weight.T) + layer[0].bias
         torch.testing.assert_close(out.float(), plain, rtol=0.02, atol=0.02)
-        return layer[0].__dict__["_kept_cast"][1]
+        return layer[0].__dict__["_kept_cast"][2]
 
     with torch.inference_mode():
         first = cast()
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
     assert cast() is first and not first.is_inference()
     layer[0].weight.add_(1)  # in place
     second = cast()
