@@ -85,10 +85,11 @@ recall: $(READY) ## the task whose answer is known: tiny-gpt2 (5 min), or BACKBO
 	  -r backbone "$(or $(BACKBONE),tiny-gpt2)" -r methods "$(METHODS)" $(if $(SEEDS),-p seed "$(SEEDS)") \
 	  $(if $(CAPACITIES),-p capacity "$(CAPACITIES)") -r runs_dir "data/runs/$(RECALL)" -r figures_dir "figures/$(RECALL)"
 
-SENSITIVITY := sensitivity-$(or $(BACKBONE),tiny-gpt2)
-sensitivity: $(READY) ## which choice carries recall: slots on tiny-gpt2, or METHODS=slot,hebbian BACKBONE=smollm2-135m (hours); goes on where it stopped
+SENSITIVITY := sensitivity-$(or $(BACKBONE),tiny-gpt2)$(if $(DATA),-$(PRESET)-$(notdir $(DATA)))
+sensitivity: $(READY) ## which choice carries recall: slots on tiny-gpt2, or METHODS=slot,hebbian BACKBONE=smollm2-135m (hours); DATA=locomo PRESET=full asks LoCoMo
 	@mkdir -p "data/runs/$(SENSITIVITY)"
-	@$(RUN) -m papermill notebooks/93_sensitivity.ipynb "data/runs/$(SENSITIVITY)/sensitivity.ipynb" -k python3 --log-output --no-progress-bar \
+	@$(RUN) -m papermill notebooks/$(if $(DATA),94_sensitivity_locomo,93_sensitivity).ipynb "data/runs/$(SENSITIVITY)/sensitivity.ipynb" \
+	  -k python3 --log-output --no-progress-bar $(if $(DATA),-r data "$(DATA)" -r preset "$(PRESET)") \
 	  -r backbone "$(or $(BACKBONE),tiny-gpt2)" $(if $(METHODS),-r methods "$(METHODS)") $(if $(SEEDS),-r seeds "$(SEEDS)") \
 	  -r runs_dir "data/runs/$(SENSITIVITY)" -r figures_dir "figures/$(SENSITIVITY)"
 

@@ -1,4 +1,10 @@
-"""One choice changed at a time, and what that does to recall [D]: a table of runs in, differences and a figure out."""
+"""One choice changed at a time, and what that does to a result [D]: the choices that no setting offers, differences, a figure."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -6,87 +12,190 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ._plot import INK, WIDTH, finish, legend_entry, literal, look_of, require, signed, text_width
+from .backbone import Backbone
+from .experiment import circumstances
+from .files import atomic_path
+from .locomo import Conversation, Turn
+from .methods import REGISTRY
 
 BASE = "as it is"
+LOCOMO = {"gain": "own − other (nats)", "own": "own (nats)", "retained": "retained (%)"}  # what is compared there
 
 
-def differences(table: pd.DataFrame) -> pd.DataFrame:
-    """Each setting's recall minus that of `BASE` with the same seeds, recall being the mean over the lags.
+# ---- choices that no setting offers ----------------------------------------------------------------------------------
 
-    ``table``: method, setting, seed, x (the lag in turns) and accuracy in [0, 1], as `recall.recall` measures it. A row
-    a method and setting, in their order: method, setting, seeds, recall, difference, low and high (95 %, t over the
-    seeds; NaN with fewer than two), and apart: whether that interval leaves 0 out. A seed draws the fixed maps, the
-    adapter's start and the episodes, so the interval tells of all three. ValueError where `BASE` lacks a seed.
+
+def last_third(method: str) -> type:
+    """The method, its memory entering the last third of the blocks only: elsewhere the gate is shut for good [D]."""
+    class LastThird(REGISTRY[method]):
+        def gate_of(self, block):
+            return self.gate[block] if block >= self.L - self.L // 3 else 0 * self.gate[block]
+    return LastThird
+
+
+def start_times(method: str, factor: float) -> type:
+    """The method with a P_0 ``factor`` times as large."""
+    class Start(REGISTRY[method]):
+        def initial_state(self):
+            return {name: factor * entries for name, entries in super().initial_state().items()}
+    return Start
+
+
+def dated(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """The conversations, each turn's text followed by its session's date, as LoCoMo gives it."""
+    def after(text: str, date: str | None) -> str:
+        return f"{text} ({date})".strip() if date else text
+
+    return [replace(c, turns=tuple(replace(turn, text=after(turn.text, c.dates.get(turn.session))) for turn in c.turns))
+            for c in conversations]
+
+
+def nameless(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """The conversations, written without the speaker's name; with it where nothing was said."""
+    return [replace(c, turns=tuple(_Nameless(**vars(turn)) for turn in c.turns)) for c in conversations]
+
+
+@dataclass(frozen=True)
+class _Nameless(Turn):
+    @property
+    def utterance(self) -> str:
+        return self.text or super().utterance
+
+
+# ---- runs and what they do ----------------------------------------------------------------------------------------------------
+
+
+def kept(file: Path, record: dict, backbone: Backbone, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The table that ``make()`` gives, from ``file`` (csv) where it was made under the same ``record``, else made now and
+    kept, with a record of the circumstances beside it (json)."""
+    beside, record = file.with_suffix(".json"), json.loads(json.dumps(record))
+    if not (beside.exists() and json.loads(beside.read_text()).items() >= record.items()):
+        start = time.perf_counter()
+        table = make()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(file) as partial:
+            table.to_csv(partial, index=False, float_format="%.6g")
+        with atomic_path(beside) as partial:
+            partial.write_text(json.dumps(record | circumstances(backbone, time.perf_counter() - start), indent=2) + "\n")
+    return pd.read_csv(file)
+
+
+def differences(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
+    """Each setting's ``value`` minus that of `BASE` with the same seeds; a seed's value is the mean over its rows.
+
+    ``table``: method, setting, seed and ``value``, a row a lag (recall) or a row a run. A row a method and setting, in
+    their order: method, setting, seeds, mean, difference, low and high (95 %, t over the seeds; NaN with fewer than two),
+    and apart: whether that interval leaves 0 out. A seed draws the fixed maps, the adapter's start and the order or the
+    episodes, so the interval tells of all three. ValueError where `BASE` lacks a seed.
     """
     from scipy.stats import t
 
-    require(table, "method", "setting", "seed", "x", "accuracy")
+    require(table, "method", "setting", "seed", value)
     rows = []
     for method, runs in table.groupby("method", sort=False):
-        recall = runs.groupby(["setting", "seed"], sort=False)["accuracy"].mean()  # over the lags
-        for setting, per_seed in recall.groupby("setting", sort=False):
+        means = runs.groupby(["setting", "seed"], sort=False)[value].mean()
+        for setting, per_seed in means.groupby("setting", sort=False):
             per_seed = per_seed.droplevel("setting")
-            lacking = [seed for seed in per_seed.index if (BASE, seed) not in recall.index]
+            lacking = [seed for seed in per_seed.index if (BASE, seed) not in means.index]
             if lacking:
                 raise ValueError(f"{method}: {setting!r} has seed {lacking[0]}, {BASE!r} has not: a difference needs both")
-            d = per_seed - recall[BASE][per_seed.index]
+            d = per_seed - means[BASE][per_seed.index]
             reach = t.ppf(0.975, len(d) - 1) * d.std() / len(d) ** 0.5 if len(d) > 1 else np.nan
             low, high = d.mean() - reach, d.mean() + reach
-            rows.append(dict(method=method, setting=setting, seeds=len(d), recall=per_seed.mean(), difference=d.mean(),
+            rows.append(dict(method=method, setting=setting, seeds=len(d), mean=per_seed.mean(), difference=d.mean(),
                              low=low, high=high, apart=bool(low > 0 or high < 0)))
-    return pd.DataFrame(rows, columns=["method", "setting", "seeds", "recall", "difference", "low", "high", "apart"])
+    return pd.DataFrame(rows, columns=["method", "setting", "seeds", "mean", "difference", "low", "high", "apart"])
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    rows: pd.DataFrame  # setting, seed, value
+    range: tuple[float, float]
+    line: float | None  # chance, or nothing gained
+    tick: str = ".3g"
 
 
 def recall_by_setting(table: pd.DataFrame, subtitle: str) -> go.Figure:
     """One method's recall under each setting, a panel a lag: a ring a seed, their mean filled, and what `BASE` recalls.
 
-    Columns method, setting, seed, x, accuracy, chance. ValueError for several methods: one figure each.
+    Columns method, setting, seed, x (the lag in turns), accuracy and chance in [0, 1]. ValueError for several methods:
+    one figure each.
     """
     require(table, "method", "setting", "seed", "x", "accuracy", "chance")
-    methods, settings, lags = (list(dict.fromkeys(table[name])) for name in ("method", "setting", "x"))
+    panels = [_Panel(f"lag {lag:g}", rows.rename(columns={"accuracy": "value"}), (-0.04, 1.04), rows["chance"].iloc[0], ".2f")
+              for lag, rows in table.groupby("x", sort=False)]
+    return _by_setting(table, panels, subtitle, "recall (0 to 1)", "chance", "change", differences(table), 2)
+
+
+def locomo_by_setting(table: pd.DataFrame, subtitle: str) -> go.Figure:
+    """One method on LoCoMo under each setting: own minus another's memory, own (nats an answer token), and retained (%).
+
+    Columns method, setting, seed, gain, own, retained, a row a run. The changes beside the rows are those of own minus
+    other. ValueError for several methods: one figure each.
+    """
+    require(table, "method", "setting", "seed", *LOCOMO)
+    panels = []
+    for name, title in LOCOMO.items():
+        values = [*table[name], *([] if name == "own" else [0])]
+        room = 0.08 * (max(values) - min(values)) or 0.01
+        panels.append(_Panel(title, table.rename(columns={name: "value"}), (min(values) - room, max(values) + room),
+                             None if name == "own" else 0))
+    return _by_setting(table, panels, subtitle, None, "nothing gained", "change of<br>own − other",
+                       differences(table, "gain"), 3)
+
+
+def _by_setting(table: pd.DataFrame, panels: Sequence[_Panel], subtitle: str, unit: str | None, line: str,
+                heading: str, found: pd.DataFrame, decimals: int) -> go.Figure:
+    methods, settings = (list(dict.fromkeys(table[name])) for name in ("method", "setting"))
     if len(methods) != 1:
         raise ValueError(f"this figure shows one method, the table holds {', '.join(map(str, methods)) or 'none'}")
-    look, columns = look_of(methods[0]), len(lags)
+    look, columns = look_of(methods[0]), len(panels)
     figure = make_subplots(rows=1, cols=columns, shared_yaxes=True, horizontal_spacing=0.02, subplot_titles=[
-        f"<b>lag {lag:g}</b>" for lag in lags])
+        f"<b>{panel.title}</b>" for panel in panels])
     ring = dict(symbol="circle-open", size=11, line=dict(width=2))
     whole = dict(symbol=look.symbol, size=13, color=look.colour)
     shade = dict(fillcolor="#F3F3F3", line_width=0, layer="below")
-    for column, lag in enumerate(lags, start=1):
-        place, here = dict(row=1, col=column), table[table["x"] == lag]
+    for column, panel in enumerate(panels, start=1):
+        place, here = dict(row=1, col=column), panel.rows
         for y in range(0, len(settings), 2):
-            figure.add_shape(type="rect", x0=-0.04, x1=1.04, y0=y - 0.5, y1=y + 0.5, **shade, **place)
-        figure.add_vline(x=here["chance"].iloc[0], line=dict(color=INK, width=1, dash="dot"), **place)
-        figure.add_vline(x=here.loc[here["setting"] == BASE, "accuracy"].mean(), line=dict(color=look.colour, width=2,
-                                                                                           dash="dash"), **place)
+            figure.add_shape(type="rect", x0=panel.range[0], x1=panel.range[1], y0=y - 0.5, y1=y + 0.5, **shade, **place)
+        if panel.line is not None:
+            figure.add_vline(x=panel.line, line=dict(color=INK, width=1, dash="dot"), **place)
+        figure.add_vline(x=here.loc[here["setting"] == BASE, "value"].mean(),
+                         line=dict(color=look.colour, width=2, dash="dash"), **place)
         for y, setting in enumerate(settings):
-            runs = here[here["setting"] == setting]
-            figure.add_scatter(x=runs["accuracy"], y=[y] * len(runs), mode="markers", showlegend=False,
+            runs, name = here[here["setting"] == setting], f"{literal(setting)}, {panel.title}"
+            figure.add_scatter(x=runs["value"], y=[y] * len(runs), mode="markers", showlegend=False,
                                marker=ring | dict(color=look.colour), customdata=runs["seed"],
-                               hovertemplate=f"{literal(setting)}, lag {lag:g}, seed %{{customdata}}: %{{x:.2f}}<extra></extra>", **place)
-            figure.add_scatter(x=[runs["accuracy"].mean()], y=[y], mode="markers", showlegend=False, marker=whole,
-                               hovertemplate=f"{literal(setting)}, lag {lag:g}, mean: %{{x:.2f}}<extra></extra>", **place)
+                               hovertemplate=f"{name}, seed %{{customdata}}: %{{x:{panel.tick}}}<extra></extra>", **place)
+            figure.add_scatter(x=[runs["value"].mean()], y=[y], mode="markers", showlegend=False, marker=whole,
+                               hovertemplate=f"{name}, mean: %{{x:{panel.tick}}}<extra></extra>", **place)
+        figure.update_xaxes(range=panel.range, gridcolor="#DDDDDD", **place)
     legend_entry(figure, "mean of the seeds", marker=whole | dict(color=INK))
     legend_entry(figure, "one seed", marker=ring | dict(color=INK))
     legend_entry(figure, "mean as it is", mode="lines", line=dict(color=INK, width=2, dash="dash"))
-    legend_entry(figure, "chance", mode="lines", line=dict(color=INK, width=1, dash="dot"))
-    for heading, shift, texts in _notes(table, settings):
-        for y, text in [*enumerate(texts), (-1, f"<b>{heading}</b>")]:
+    legend_entry(figure, line, mode="lines", line=dict(color=INK, width=1, dash="dot"))
+    for above, shift, texts in _notes(found.set_index("setting").loc[settings], heading, decimals):
+        for y, text in [*enumerate(texts), (-1, f"<b>{above}</b>")]:
             figure.add_annotation(x=1, xref="paper", xanchor="left", xshift=shift, y=y, yref=f"y{columns}", text=text,
-                                  showarrow=False)
-    figure.update_xaxes(range=[-0.04, 1.04], tickvals=[0, 0.5, 1], gridcolor="#DDDDDD")
-    figure.update_xaxes(title="recall (0 to 1)", col=(columns + 1) // 2)
+                                  align="left", showarrow=False)
+    if unit:
+        figure.update_xaxes(tickvals=[0, 0.5, 1])
+        figure.update_xaxes(title=unit, col=(columns + 1) // 2)
+    else:
+        figure.update_xaxes(nticks=4)
     figure.update_yaxes(range=[len(settings) - 0.5, -1.5], showgrid=False, zeroline=False)
     figure.update_yaxes(tickvals=[*range(len(settings))], ticktext=[literal(setting) for setting in settings], col=1)
     margin = int(min(WIDTH / 3, max(text_width(setting) + 20 for setting in settings)))
-    return finish(figure, f"{look.label}: one choice changed at a time", subtitle, 300 + 38 * len(settings), margin, right=250)
+    return finish(figure, f"{look.label}: one choice changed at a time", subtitle, 300 + 38 * len(settings), margin, right=290)
 
 
-def _notes(table: pd.DataFrame, settings: list[str]) -> list[tuple[str, int, list[str]]]:
+def _notes(found: pd.DataFrame, heading: str, decimals: int) -> list[tuple[str, int, list[str]]]:
     """What stands at the right of the rows: heading, pixels from the plot, a text a row."""
-    found = differences(table).set_index("setting").loc[settings]
-    interval = ["" if low != low else f"{signed(low, 2)} … {signed(high, 2)}"
+    interval = ["" if low != low else f"{signed(low, decimals)} … {signed(high, decimals)}"
                 for low, high in zip(found["low"], found["high"], strict=True)]
-    own = [setting == BASE for setting in settings]
-    return [("change", 16, ["" if base else signed(value, 2) for base, value in zip(own, found["difference"], strict=True)]),
-            ("95 %", 100, ["" if base else text for base, text in zip(own, interval, strict=True)])]
+    own = [setting == BASE for setting in found.index]
+    change = ["" if base else signed(value, decimals) for base, value in zip(own, found["difference"], strict=True)]
+    return [(heading, 16, change),
+            ("95 %", 140, ["" if base else text for base, text in zip(own, interval, strict=True)])]

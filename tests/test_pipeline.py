@@ -292,3 +292,28 @@ def test_the_sensitivity_notebook_makes_each_setting_once(workplace):
     assert Path("figures/sensitivity-tiny-gpt2/sensitivity_slot.html").exists()
     with pytest.raises(papermill.PapermillExecutionError, match="unknown settings"):
         make("gamma 1")
+
+
+@pytest.mark.slow
+def test_the_sensitivity_notebook_of_locomo_makes_each_setting_once(workplace):
+    """Turns, prompt and training are those of the setting, and the prompt is as it was afterwards."""
+    few = {"max_questions": 16, "questions_per_bucket": 2, "max_new_tokens": 2}
+
+    def make(settings, **parameters):
+        papermill.execute_notebook(NOTEBOOKS / "94_sensitivity_locomo.ipynb", "out.ipynb", progress_bar=False,
+                                   kernel_name="python3", parameters=dict(seeds="42", settings=settings, overrides=few, **parameters))
+        return {path.name: path.stat().st_mtime_ns for path in runs.glob("*.csv")}
+
+    runs = Path("data/runs/sensitivity-tiny-gpt2-smoke-synthetic")
+    first = make("turns with their date")
+    both = make("prompt “Q: … A:”,turns with their date,learning rate 0.01 (0.001),read in the last third")
+    assert len(first) == 2 and len(both) == 5 and both.items() >= first.items()
+    figures = Path("figures/sensitivity-tiny-gpt2-smoke-synthetic")
+    table = pandas.read_csv(figures / "runs.csv").set_index("setting")
+    assert len(table) == 5 and (table["n"] == table["n"].iloc[0]).all() and table.index[0] == "as it is"
+    assert table["own"].nunique() == 5  # every setting is another run
+    changes = pandas.read_csv(figures / "differences.csv")
+    assert set(changes["value"]) == {"gain", "own", "retained"} and len(changes) == 15
+    assert (figures / "sensitivity_slot.html").exists()
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown settings"):
+        make("gamma 1")

@@ -4,9 +4,11 @@ import math
 
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import t
 
-from pdmem_lib import sensitivity
+from pdmem_lib import conformance, sensitivity
+from pdmem_lib.locomo import Conversation, Turn
 from pdmem_lib.sensitivity import BASE
 
 RECALL = {(BASE, 42): (0.8, 0.4), (BASE, 43): (0.6, 0.2), ("no gate", 42): (0.9, 0.7), ("no gate", 43): (0.7, 0.9),
@@ -22,11 +24,11 @@ def table():
 def test_differences_are_taken_seed_by_seed_over_the_lags(table):
     found = sensitivity.differences(table).set_index("setting")
     assert list(found.index) == [BASE, "no gate", "γ 1"] and found["seeds"].tolist() == [2, 2, 1]
-    assert found.loc[BASE, ["recall", "difference", "low", "high"]].tolist() == pytest.approx([0.5, 0, 0, 0])
+    assert found.loc[BASE, ["mean", "difference", "low", "high"]].tolist() == pytest.approx([0.5, 0, 0, 0])
     d = 0.2, 0.4  # 0.8 - 0.6 at seed 42, 0.8 - 0.4 at 43
     reach = t.ppf(0.975, 1) * math.sqrt(0.02) / math.sqrt(2)
     row = found.loc["no gate"]
-    assert row[["recall", "difference", "low", "high"]].tolist() == pytest.approx([0.8, sum(d) / 2, 0.3 - reach, 0.3 + reach])
+    assert row[["mean", "difference", "low", "high"]].tolist() == pytest.approx([0.8, sum(d) / 2, 0.3 - reach, 0.3 + reach])
     assert not row["apart"] and math.isnan(found.loc["γ 1", "low"]) and not found.loc["γ 1", "apart"]
     assert found.loc["γ 1", "difference"] == pytest.approx(0.3 - 0.4)  # against seed 43 alone
 
@@ -52,6 +54,50 @@ def test_the_figure_has_a_row_a_setting_and_a_panel_a_lag(table):
     assert sorted(x for trace in rings for x in trace.x) == sorted(table["accuracy"])
     with pytest.raises(ValueError, match="shows one method"):
         sensitivity.recall_by_setting(pd.concat([table, table.assign(method="gated")]), "made up")
+
+
+def test_the_figure_of_locomo_has_a_panel_a_measure():
+    rows = {(BASE, 42): (0.002, -2.5, 18.0), ("γ 1", 42): (0.012, -2.4, 17.0)}
+    table = pd.DataFrame([dict(method="slot", setting=setting, seed=seed, **dict(zip(sensitivity.LOCOMO, row, strict=True)))
+                          for (setting, seed), row in rows.items()])
+    figure = sensitivity.locomo_by_setting(table, "made up")
+    texts = [annotation.text for annotation in figure.layout.annotations]
+    assert {*(f"<b>{title}</b>" for title in sensitivity.LOCOMO.values()), "+0.010"} <= set(texts)
+    rings = [trace for trace in figure.data if trace.marker.symbol == "circle-open" and trace.x[0] is not None]
+    assert sorted(trace.x[0] for trace in rings) == sorted(x for row in rows.values() for x in row)
+    for axis, trace in [(figure.layout[trace.xaxis.replace("x", "xaxis")], trace) for trace in rings]:
+        assert axis.range[0] < trace.x[0] < axis.range[1]
+
+
+def test_turns_with_their_date_and_without_their_speaker():
+    talk = Conversation("c", (Turn("D1:1", 1, 0, "Ann", "I have a cat."), Turn("D2:1", 2, 1, "Bob", ""),
+                              Turn("D2:2", 2, 2, "Bob", "Oh!")), (), {1: "1 May 2023"})
+    [with_date], [without] = sensitivity.dated([talk]), sensitivity.nameless([talk])
+    assert [str(turn) for turn in with_date.turns] == ["Ann: I have a cat. (1 May 2023)", "Bob:", "Bob: Oh!"]
+    assert [str(turn) for turn in without.turns] == ["I have a cat.", "Bob:", "Oh!"]
+    assert without.turns[0].id == "D1:1" and without.turn("D2:2").index == 2 and talk.turns[0].text == "I have a cat."
+
+
+@pytest.mark.parametrize("method", ["prefix", "kv_extension", "hebbian", "slot"])
+def test_memory_enters_the_last_third_alone(model, method):
+    with conformance.registered(sensitivity.last_third(method), method):
+        m = model(method)
+    m.write(["Ann: I have a cat."])
+    with torch.no_grad():
+        m.adapter.gate.fill_(1.0)
+    L = m.backbone.num_layers
+    open_blocks = [bool(m.adapter.gate_of(block).abs().sum()) for block in range(L)]
+    assert open_blocks == [block >= L - L // 3 for block in range(L)] and any(open_blocks)
+    m.loss(["What?"], ["a cat"]).backward()
+    touched = m.adapter.gate.grad.flatten(1).abs().sum(dim=1) > 0
+    assert touched.tolist() == open_blocks
+
+
+def test_a_start_is_a_multiple(model):
+    with conformance.registered(sensitivity.start_times("slot", 10), "slot"):
+        large = model("slot").adapter.initial_state()
+    for name, entries in model("slot").adapter.initial_state().items():
+        torch.testing.assert_close(large[name], 10 * entries)
 
 
 def test_names_from_data_are_shown_literally(table):
