@@ -164,7 +164,8 @@ def category_heatmap(table: pd.DataFrame, subtitle: str) -> go.Figure:
         z=values, x=list(range(len(columns))), y=list(range(len(rows))), xgap=2, ygap=2,
         colorscale=["#F7FBFF", "#6BAED6"], zmin=min(0.0, np.nanmin(values)),  # light enough for dark text throughout
         texttemplate="%{z:.1f}", textfont=dict(color=INK, size=FONT),
-        colorbar=dict(title=dict(text="retained<br>memory (%)<br> ", font_size=FONT), outlinewidth=0)))
+        colorbar=dict(title=dict(text="retained<br>memory (%)<br> ", font_size=FONT), outlinewidth=0, nticks=5,
+                      lenmode="pixels", len=max(200, 38 * len(rows)), y=1, yanchor="top")))  # longer than two rows are high
     figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=columns, showgrid=False,
                      title="question category")
     figure.update_yaxes(tickvals=list(range(len(rows))), autorange="reversed", showgrid=False, zeroline=False,

@@ -338,7 +338,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "figures" / "benchmark.csv")
     options = parser.parse_args()
     bench = Bench(options.backbone, options.rounds, options.data)
-    table = pd.read_csv(options.out) if options.out.is_file() else pd.DataFrame(columns=COLUMNS)
+    table = pd.read_csv(options.out, dtype={"capacity": "Int64"}) if options.out.is_file() else pd.DataFrame(columns=COLUMNS)
     for name in options.only or [*MEASURES, *TABLES]:
         if name in TABLES:
             TABLES[name](bench, options.out.parent)
