@@ -62,7 +62,7 @@ class _Nameless(Turn):
         return self.text or super().utterance
 
 
-# ---- runs and what they do ----------------------------------------------------------------------------------------------------
+# ---- runs and what they do -------------------------------------------------------------------------------------------
 
 
 def kept(file: Path, record: dict, backbone: Backbone, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
