@@ -24,21 +24,31 @@ const shared = globalThis.__pdmem_plotly ??= (() => {
   one.ready = new Promise((resolve) => { one.resolve = resolve; });
   return one;
 })();
+const whenIdle = globalThis.requestIdleCallback ?? setTimeout;
 
-function load(source) {
-  if (shared.loading || !source) return;
+// anywidget takes a model for dead that has not initialised within two seconds. Reading plotly.js keeps a busy
+// machine for as long, so it waits until a pane is shown and the page has nothing else to do.
+function load() {
+  if (shared.loading || !shared.source || !shared.shown) return;
   shared.loading = true;
-  const module = { exports: {} };  // neither a module loader of the page nor its globals take part
-  new Function("module", "exports", "define", source)(module, module.exports, undefined);
-  shared.resolve(module.exports.react ? module.exports : globalThis.Plotly);
+  whenIdle(() => {
+    const module = { exports: {} };  // neither a module loader of the page nor its globals take part
+    new Function("module", "exports", "define", shared.source)(module, module.exports, undefined);
+    shared.resolve(module.exports.react ? module.exports : globalThis.Plotly);
+  }, { timeout: 1000 });
 }
 
 export default {
-  initialize({ model }) { load(model.get("library")); },
+  initialize({ model }) {
+    shared.source ||= model.get("library");
+    load();
+  },
   async render({ model, el }) {
     const box = document.createElement("div");
     box.className = "pdmem-pane";
     el.appendChild(box);
+    shared.shown = true;
+    load();
     const plotly = await shared.ready;
     let clicks = 0, bound = false;
     async function draw() {
@@ -70,7 +80,10 @@ export default {
 
 
 class Pane(anywidget.AnyWidget):
-    """One figure of a page; ``first`` brings plotly.js along, which one pane of a page must."""
+    """One figure of a page; ``first`` brings plotly.js along, which one pane of a page must.
+
+    With a ``height`` in pixels a figure is made smaller for a column of that page; without, it is drawn as it is.
+    """
 
     _esm = SCRIPT
     library = traitlets.Unicode("").tag(sync=True)
@@ -79,22 +92,28 @@ class Pane(anywidget.AnyWidget):
     drawn = traitlets.Int(0).tag(sync=True)
     clicked = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, height: int, first: bool = False):
+    def __init__(self, height: int | None = None, first: bool = False):
         super().__init__(library=get_plotlyjs() if first else "")
         self.height = height
         self.figure = go.Figure()
 
     def show(self, figure: go.Figure) -> None:
-        """Draw ``figure``, of the library's size, for this pane's."""
+        """Draw ``figure`` in place of the one that is shown."""
         self.figure = figure
         self.label = str(figure.layout.title.text or "").split("<br>")[0].replace("<b>", "").replace("</b>", "")
         with self.hold_sync():
             self.drawn += 1
-            self.figure_json = to_json_plotly(compact(figure, self.height))
+            self.figure_json = to_json_plotly(compact(figure, self.height) if self.height else whole(figure))
 
     def on_click(self, callback: Callable[[int, list[int]], Any]) -> None:
         """Call ``callback(trace, place)`` on a click: the trace's number, and the point's index, or row and column."""
         self.observe(lambda change: callback(change["new"]["trace"], change["new"]["place"]), names="clicked")
+
+
+def whole(figure: go.Figure) -> dict[str, Any]:
+    """A figure as it was made, as wide as the page leaves it."""
+    made = figure.to_dict()
+    return dict(data=made["data"], layout=fluid(made["layout"]))
 
 
 def compact(figure: go.Figure, height: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
 from . import estimates, figures
+from .pane import Pane
 
 EVERY = "mean over all"
 
@@ -32,7 +33,9 @@ class Explorer(ipywidgets.VBox):
             control.style.description_width = "initial"
             control.observe(self._redraw, names="value")
         self.figure = draw(**self.values)
-        super().__init__([ipywidgets.HBox(list(controls.values())), self.message, self._shown()])
+        self.pane = Pane(first=True)
+        self.pane.show(self.figure)
+        super().__init__([ipywidgets.HBox(list(controls.values())), self.message, self.pane])
 
     @property
     def values(self) -> dict:
@@ -46,11 +49,7 @@ class Explorer(ipywidgets.VBox):
             self.message.value = str(error)
             return
         self.message.value = ""
-        self.children = [*self.children[:2], self._shown()]
-
-    def _shown(self) -> go.FigureWidget:
-        figure = self.figure.to_dict()
-        return go.FigureWidget(figure["data"], figures.fluid(figure["layout"]))
+        self.pane.show(self.figure)
 
     def _repr_mimebundle_(self, **kwargs):
         """The widget, and its first picture for where no kernel runs."""

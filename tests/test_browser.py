@@ -216,10 +216,8 @@ def chapter(browser, tmp_path_factory):
         page = browser.new_page(viewport=driver.SIZE)
         page.set_default_timeout(driver.PATIENCE)
         page.goto(address)
-        page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for()
-        for _ in CONTROLS:
-            page.keyboard.press("Shift+Enter")
+        for number in range(len(CONTROLS)):
+            driver.run_cell(page, number)
         yield page
         page.close()
 

@@ -1,5 +1,7 @@
 """Figures with controls: a control that is moved redraws the figure, and each carries a picture of itself."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def test_a_control_redraws_the_figure(name):
     explorer = EXPLORERS[name]()
     before, (control, value) = explorer.figure.to_json(), MOVES[name]
     explorer.controls[control].value = value
-    after, shown = explorer.figure.to_json(), explorer.children[-1].to_plotly_json()
+    after, shown = explorer.figure.to_json(), json.loads(explorer.pane.figure_json)
     assert SUBTITLE in explorer.figure.layout.title.text
     assert after != before and explorer.values[control] == value
     assert shown["layout"]["title"] == explorer.figure.to_plotly_json()["layout"]["title"]

@@ -20,6 +20,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
          "--disable-component-update", "--disable-sync"]
 SIZE = dict(width=1280, height=720)
 PATIENCE = 45_000  # ms for what a busy machine may take
+TRIES = 5  # times that a cell's keys are pressed within that
 
 
 @contextmanager
@@ -95,12 +96,12 @@ class Driver:
     def open(self, address: str) -> None:
         self.page.goto(address)
         if "/lab/" in address:
-            self.page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-            self.page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
-            self.page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for()
-            self.page.keyboard.press("Shift+Enter")
+            run_cell(self.page)
             self.page.keyboard.press("Control+b")  # hides the list of files
-        self.studio.wait_for()
+        try:
+            self.studio.wait_for()
+        except Exception as error:  # what stands there in its place
+            raise AssertionError(f"no studio: the page says {self.page.locator('body').inner_text()[-2000:]!r}") from error
         self.studio.locator(".pdmem-pane .main-svg").first.wait_for()
 
     @property
@@ -171,6 +172,32 @@ class Driver:
             self.shots.mkdir(parents=True, exist_ok=True)
             self.frames.append(self.shots / f"{len(self.frames):02}-{name}.png")
             self.page.screenshot(path=self.frames[-1])
+
+
+def run_cell(page, number: int = 0) -> None:
+    """Run a code cell of the notebook that is open in JupyterLab, by its keys.
+
+    A JupyterLab that is still starting takes them for no kernel's, asks for one, or moves the focus elsewhere: so a
+    dialog is answered with what it offers, and the keys are pressed again until the cell's prompt says that it runs.
+    """
+    from playwright.sync_api import TimeoutError
+
+    cell, dialog = page.locator(".jp-Notebook .jp-CodeCell").nth(number), page.locator(".jp-Dialog")
+    prompt = cell.locator(".jp-InputPrompt").first
+    page.locator(".jp-NotebookPanel-toolbar .jp-Toolbar-kernelName", has_text="Python").first.wait_for()
+    page.add_locator_handler(dialog, lambda asked: asked.locator(".jp-Dialog-button.jp-mod-accept").first.click())
+    for _ in range(TRIES):
+        cell.locator(".cm-content").first.click()
+        page.keyboard.press("Control+Enter")
+        try:
+            page.wait_for_function(r"prompt => /\[[*\d]+\]/.test(prompt.textContent)", arg=prompt.element_handle(),
+                                   timeout=PATIENCE / TRIES)
+            break
+        except TimeoutError:
+            pass
+    else:
+        raise AssertionError(f"cell {number} does not run: its prompt says {prompt.text_content()!r}")
+    page.remove_locator_handler(dialog)
 
 
 def plain(text: str) -> str:
