@@ -19,6 +19,9 @@ from . import seam
 from .backbone import Backbone
 
 
+CHUNK = 512  # positions whose logits, (CHUNK, vocab), are held at once
+
+
 def positions_of(mask: Tensor) -> Tensor:
     """Positions (B, T) under left or right padding: real tokens count from 0."""
     return (mask.cumsum(dim=1) - 1).clamp_min(0)
@@ -37,7 +40,7 @@ def greedy_lines(backbone: Backbone, ids: Tensor, mask: Tensor, injection: seam.
     model, tokenizer, head = backbone.model, backbone.tokenizer, backbone.model.get_output_embeddings()
     cache = DynamicCache(config=model.config)
     draft = _padded([draft[: max_new_tokens - 1] for draft in drafts or [()] * len(ids)], ids.device)  # (B, D)
-    ids, mask = torch.cat([ids, draft.clamp_min(0)], dim=1), torch.cat([mask, (draft >= 0).to(mask.dtype)], dim=1)
+    ids, mask = _behind(ids, mask, draft)
     positions = start + positions_of(mask)
     newlines, lines = set(backbone.newline_ids), [[] for _ in ids]
     going = list(range(len(ids)))  # which line each row of the batch writes
@@ -51,17 +54,17 @@ def greedy_lines(backbone: Backbone, ids: Tensor, mask: Tensor, injection: seam.
         return True
 
     while True:
-        D = draft.shape[1]
+        drafted = (draft >= 0).sum(dim=1)  # (B,)
         with seam.inject(model, injection):
             hidden = model.base_model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                                      use_cache=True).last_hidden_state[:, -1 - D :]
-        said = head(hidden).argmax(dim=-1)  # (B, D + 1): behind the prompt, and behind each token of the draft
-        right = (said[:, :D] == draft).cumprod(dim=1).sum(dim=1)  # (B,): tokens of the draft that are what was said
+                                      use_cache=True).last_hidden_state
+        said = _said(head, hidden, drafted)  # (B, D + 1): behind the prompt, and behind each token of the draft
+        right = (said[:, :-1] == draft).cumprod(dim=1).sum(dim=1)  # (B,): tokens of the draft that are what was said
         kept = torch.tensor([goes_on(lines[row], tokens[: n + 1]) for row, tokens, n in
                              zip(going, said.tolist(), right.tolist(), strict=True)], device=ids.device)
         if not kept.any():
             break
-        mask[:, mask.shape[1] - D :] = torch.arange(D, device=mask.device) < right[:, None]  # the rest was never said
+        mask = mask.masked_fill(_last(mask.shape[1], drafted - right), 0)  # what of the draft was never said
         ids, positions = said.gather(1, right[:, None]), start + mask.sum(dim=1, keepdim=True)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         draft = draft[:, :0]
@@ -72,6 +75,30 @@ def greedy_lines(backbone: Backbone, ids: Tensor, mask: Tensor, injection: seam.
             ids, mask, positions, draft = ids[kept], mask[kept], positions[kept], draft[kept]
     texts = tokenizer.batch_decode(lines, skip_special_tokens=True)
     return [text.strip().split("\n")[0].strip() for text in texts]
+
+
+def _behind(ids: Tensor, mask: Tensor, draft: Tensor) -> tuple[Tensor, Tensor]:
+    """Left-padded rows (B, T) with what of ``draft`` (B, D) is no padding behind each: left-padded again, and its mask."""
+    real = torch.cat([mask, (draft >= 0).to(mask.dtype)], dim=1)  # (B, T + D)
+    order = real.argsort(dim=1, stable=True)  # padding first
+    width = int(real.sum(dim=1).max())
+    return (torch.cat([ids, draft.clamp_min(0)], dim=1).gather(1, order)[:, -width:],
+            real.gather(1, order)[:, -width:])
+
+
+def _last(width: int, count: Tensor) -> Tensor:
+    """(B, width): whether a column is of the last ``count`` (B,) of its row."""
+    return torch.arange(width, device=count.device) >= width - count[:, None]
+
+
+def _said(head, hidden: Tensor, drafted: Tensor) -> Tensor:
+    """The likeliest token behind a row's last token and behind each of the ``drafted`` (B,) before: (B, D + 1), in order
+    from the left, filled with 0. Only those columns of ``hidden`` (B, T, d) pass through the head."""
+    wanted = hidden[_last(hidden.shape[1], drafted + 1)]  # (N, d), row by row
+    tokens = torch.cat([head(part).argmax(dim=-1) for part in wanted.split(CHUNK)])
+    said = tokens.new_zeros(len(hidden), int(drafted.max()) + 1)
+    said[torch.arange(said.shape[1], device=said.device) <= drafted[:, None]] = tokens
+    return said
 
 
 def _padded(rows: Sequence[Sequence[int]], device) -> Tensor:

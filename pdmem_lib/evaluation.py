@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 SAMPLE_SEED = 0  # of the question sample: one for all runs, so that every method is asked the same questions
 FORMAT = 3  # of the frozen model's cached answers
 ROWS = 128  # at once, a question under one memory each
+GUESSES = dict(zero="off", initial="off", random="off", other="own", shuffled="own")  # whose answer is likely a memory's too
 MEMORIES = ("own", "zero", "off", "other", "initial", "random", "shuffled")
 
 
@@ -291,6 +292,14 @@ def _describe(model: MemoryModel, conversations: Sequence[Conversation], asked) 
     return pd.DataFrame(rows)
 
 
+def rounds(names: Sequence[str]) -> Iterator[tuple[str | None, list[int]]]:
+    """Which of the memories of these names are asked together, and whose answers theirs are guessed to be (None: no
+    guess). Own's come first, as others are guessed from them."""
+    for guess in (None, "off", "own"):
+        if these := [k for k, name in enumerate(names) if GUESSES.get(name) == guess]:
+            yield guess, these
+
+
 class _Asker:
     """Asks rows of the question table in length-sorted batches, each under several memories at once."""
 
@@ -301,18 +310,22 @@ class _Asker:
     def into(self, table: "pandas.DataFrame", rows: list[int], memories: Sequence[tuple[str, Memory]]) -> None:
         """Fill answer_, f1_ and logp_<name> of these rows; a name that stands twice gets the mean (and one's answer)."""
         gold, said = [self.asked[i][2].answer for i in rows], self.said(memories)
-        began = time.perf_counter()
-        answers = self.answers(rows, [state for _, state in said])  # memories of rows
-        table.loc[rows, "seconds"] = (time.perf_counter() - began) / (len(rows) * len(said))
+        answers = [[]] * len(said)  # memories of rows
+        for guess, these in rounds([name for name, _ in said]):
+            began = time.perf_counter()
+            found = self.answers(rows, [said[k][1] for k in these], guess and list(table.loc[rows, f"answer_{guess}"]))
+            if guess is None:
+                table.loc[rows, "seconds"] = (time.perf_counter() - began) / (len(rows) * len(these))
+            for k, each in reversed(list(zip(these, found, strict=True))):  # of two of a name, the first one's stays
+                answers[k] = each
+                table.loc[rows, f"answer_{said[k][0]}"] = each
         f1 = [list(map(metrics.token_f1, each, gold)) for each in answers]
         logp = self.log_probs(rows, [state for _, state in memories])
         for kind, named, values in (("f1", said, f1), ("logp", memories, logp)):  # values: memories of rows
             for name in dict.fromkeys(name for name, _ in memories):
                 these = [value for (other, _), value in zip(named, values, strict=True) if other == name]
                 table.loc[rows, f"{kind}_{name}"] = np.mean(these, axis=0) if these else float("nan")
-        for name, _ in memories:
-            of_name = [each for (other, _), each in zip(said, answers, strict=True) if other == name]
-            table.loc[rows, f"answer_{name}"] = of_name[0] if of_name else None
+        table[[f"answer_{name}" for name, _ in memories if name not in self.s.answered]] = None
 
     def said(self, memories: Sequence[tuple[str, Memory]]) -> list[tuple[str, Memory]]:
         """Those under which questions are answered, and not only answers scored."""

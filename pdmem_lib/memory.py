@@ -321,7 +321,7 @@ class MemoryModel:
             raise ValueError("questions is a list of strings: wrap the one question in [ ]")
         rows = [self._fitting(self.backbone.token_ids(text), max_new_tokens) for text in _prompts(questions, contexts)]
         guessed = [target_ids(self.backbone, draft) if draft else [] for draft in drafts or [""] * len(rows)]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]) + len(guessed[i]))
         answers = [[""] * len(rows) for _ in memories]
         injection = None
         with slow_bar("answer", len(rows), "question", show=on_batch is None) as bar:

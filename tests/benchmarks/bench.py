@@ -197,12 +197,14 @@ def plain_grid(bench: Bench) -> Iterator[dict]:
 
     Plain: each of 10 epochs encodes the training conversations anew and takes its questions one at a time; answers, under
     the own and the zero state, one at a time. Ours: every turn encoded once for all methods, 16 questions a step, 32
-    answers at once. Banks, optimiser and reports are left out of both.
+    answers at once, those under the zero state guessed to be the bare model's, which are kept. Banks, optimiser and
+    reports are left out of both.
     """
     model = bench.written("slot", 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     questions, answers, turns = bench.questions[:16], bench.answers[:16], bench.turns[:32]
     step, asked = bench.our_step(model, 16), bench.questions
+    bare = model.answer(asked, memory="off")
 
     pieces = {  # (seconds of, divided by)
         "plain turn": (lambda: [plain.encode_turn(bench.backbone, turn) for turn in turns[::8]], 4),
@@ -210,7 +212,7 @@ def plain_grid(bench: Bench) -> Iterator[dict]:
         "plain question": (lambda: plain.step(model, optimizer, questions[:4], answers[:4], model.state), 4),
         "question": (step, 16),
         "plain answer": (lambda: [model.answer([question]) for question in asked[::8]], 4),
-        "answer": (lambda: model.answer(asked), 32),
+        "answer": (lambda: (model.answer(asked), model.answers_under(["zero"], asked, drafts=bare)), 2 * len(asked)),
     }
     train, test = bench.data.train, bench.data.test
     n = dict(train=sum(len(c.turns) for c in train), test=sum(len(c.turns) for c in test),
