@@ -40,7 +40,7 @@ def greedy_lines(backbone: Backbone, ids: Tensor, mask: Tensor, injection: seam.
     model, tokenizer, head = backbone.model, backbone.tokenizer, backbone.model.get_output_embeddings()
     cache = DynamicCache(config=model.config)
     draft = _padded([draft[: max_new_tokens - 1] for draft in drafts or [()] * len(ids)], ids.device)  # (B, D)
-    ids, mask = _behind(ids, mask, draft)
+    ids, mask, first = _behind(ids, mask, draft, fixed=seam.stands_at_columns(injection))
     positions = start + positions_of(mask)
     newlines, lines = set(backbone.newline_ids), [[] for _ in ids]
     going = list(range(len(ids)))  # which line each row of the batch writes
@@ -54,50 +54,55 @@ def greedy_lines(backbone: Backbone, ids: Tensor, mask: Tensor, injection: seam.
         return True
 
     while True:
-        drafted = (draft >= 0).sum(dim=1)  # (B,)
         with seam.inject(model, injection):
             hidden = model.base_model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
                                       use_cache=True).last_hidden_state
-        said = _said(head, hidden, drafted)  # (B, D + 1): behind the prompt, and behind each token of the draft
+        said = _said(head, hidden, first, (draft >= 0).sum(dim=1))  # (B, D + 1): behind the prompt, and behind each token of the draft
         right = (said[:, :-1] == draft).cumprod(dim=1).sum(dim=1)  # (B,): tokens of the draft that are what was said
         kept = torch.tensor([goes_on(lines[row], tokens[: n + 1]) for row, tokens, n in
                              zip(going, said.tolist(), right.tolist(), strict=True)], device=ids.device)
         if not kept.any():
             break
-        mask = mask.masked_fill(_last(mask.shape[1], drafted - right), 0)  # what of the draft was never said
+        if draft.shape[1]:
+            mask = mask.masked_fill(_columns(mask) >= (first + right)[:, None], 0)  # what of the draft was never said
         ids, positions = said.gather(1, right[:, None]), start + mask.sum(dim=1, keepdim=True)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        draft = draft[:, :0]
+        draft, first = draft[:, :0], torch.ones_like(right)
         if not kept.all():
             cache.batch_select_indices(kept.nonzero()[:, 0])
             injection = seam.keep(injection, kept)
             going = [row for row, on in zip(going, kept.tolist(), strict=True) if on]
-            ids, mask, positions, draft = ids[kept], mask[kept], positions[kept], draft[kept]
+            ids, mask, positions, draft, first = (x[kept] for x in (ids, mask, positions, draft, first))
     texts = tokenizer.batch_decode(lines, skip_special_tokens=True)
     return [text.strip().split("\n")[0].strip() for text in texts]
 
 
-def _behind(ids: Tensor, mask: Tensor, draft: Tensor) -> tuple[Tensor, Tensor]:
-    """Left-padded rows (B, T) with what of ``draft`` (B, D) is no padding behind each: left-padded again, and its mask."""
+def _behind(ids: Tensor, mask: Tensor, draft: Tensor, fixed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Left-padded rows (B, T) with their ``draft`` (B, D) behind, the mask of both, and the column (B,) where it begins.
+
+    All padding goes to the left, so that rows of unequal prompts and drafts are as wide as the longest of both; with
+    ``fixed`` a prompt stays in its columns, and a shorter draft is padded behind.
+    """
     real = torch.cat([mask, (draft >= 0).to(mask.dtype)], dim=1)  # (B, T + D)
-    order = real.argsort(dim=1, stable=True)  # padding first
-    width = int(real.sum(dim=1).max())
-    return (torch.cat([ids, draft.clamp_min(0)], dim=1).gather(1, order)[:, -width:],
-            real.gather(1, order)[:, -width:])
+    both, first = torch.cat([ids, draft.clamp_min(0)], dim=1), ids.new_full((len(ids),), ids.shape[1])
+    if fixed or not draft.shape[1]:
+        return both, real, first
+    order = real.argsort(dim=1, stable=True)[:, -int(real.sum(dim=1).max()) :]  # padding first
+    return both.gather(1, order), real.gather(1, order), order.shape[1] - (draft >= 0).sum(dim=1)
 
 
-def _last(width: int, count: Tensor) -> Tensor:
-    """(B, width): whether a column is of the last ``count`` (B,) of its row."""
-    return torch.arange(width, device=count.device) >= width - count[:, None]
+def _columns(like: Tensor) -> Tensor:
+    return torch.arange(like.shape[1], device=like.device)
 
 
-def _said(head, hidden: Tensor, drafted: Tensor) -> Tensor:
-    """The likeliest token behind a row's last token and behind each of the ``drafted`` (B,) before: (B, D + 1), in order
-    from the left, filled with 0. Only those columns of ``hidden`` (B, T, d) pass through the head."""
-    wanted = hidden[_last(hidden.shape[1], drafted + 1)]  # (N, d), row by row
+def _said(head, hidden: Tensor, first: Tensor, drafted: Tensor) -> Tensor:
+    """The likeliest token behind the column before ``first`` and behind each of the ``drafted`` (both (B,)) from there on:
+    (B, D + 1), filled with 0. Only those columns of ``hidden`` (B, T, d) pass through the head."""
+    ahead = _columns(hidden) - first[:, None] + 1  # (B, T)
+    wanted = hidden[(ahead >= 0) & (ahead <= drafted[:, None])]  # (N, d), row by row
     tokens = torch.cat([head(part).argmax(dim=-1) for part in wanted.split(CHUNK)])
     said = tokens.new_zeros(len(hidden), int(drafted.max()) + 1)
-    said[torch.arange(said.shape[1], device=said.device) <= drafted[:, None]] = tokens
+    said[_columns(said) <= drafted[:, None]] = tokens
     return said
 
 

@@ -93,7 +93,11 @@ def _answering(model: MemoryModel, asked, s: EvaluateSettings, rows: Sequence[in
     batches = list(_cut(sorted(rows, key=lambda i: prompt[i] + draft[i]), size))
     wrong = 1 - (guessed or 0)
     for batch in batches:
-        work["answer: token"] += memories * len(batch) * max(prompt[i] + draft[i] for i in batch)
+        if model.adapter.needs_inputs:  # entries stand at the prompts' columns, behind which drafts begin
+            longest = max(prompt[i] for i in batch) + max(draft[i] for i in batch)
+        else:
+            longest = max(prompt[i] + draft[i] for i in batch)
+        work["answer: token"] += memories * len(batch) * longest
         work["answer: step"] += max(answer[i] for i in batch)
         work["answer: row and step"] += memories * sum((1 - wrong) + wrong * answer[i] for i in batch)
     work["answer: memory"] += memories * (len(batches) if model.adapter.needs_inputs else 1)

@@ -128,6 +128,11 @@ def join(injections: Sequence[Injection], rows: tuple[int, ...] | None = None) -
             for block in zip(*injections, strict=True)]
 
 
+def stands_at_columns(injection: Injection) -> bool:
+    """Whether what is read belongs to columns of the input, which may then not be moved."""
+    return isinstance(injection, Sequence) and any(kv.causal for kv in injection)
+
+
 def keep(injection: Injection, kept: Tensor) -> Injection:
     """``injection`` for those rows of its batch that ``kept`` (B,) bool marks."""
     def left(runs: int, rows: tuple[int, ...] | None) -> list[int]:  # of each run
