@@ -137,7 +137,7 @@ def evaluate(model: MemoryModel, conversations: Sequence[Conversation], **settin
     ``per_question`` has conversation, number (in the conversation), question, answer, category, lag, session_distance
     (sessions between the earliest evidence and the end; NaN without evidence), evidence_count, answer_type; answer_own,
     answer_zero, answer_off; for every memory of `MEMORIES` f1_* and (own, zero, off) locomo_* in [0, 1] and logp_* in
-    nats per answer token; retained; and what a question costs: tokens, seconds, bytes. "other" is the mean over the
+    nats per answer token; retained; and what a question costs under its own memory: tokens, seconds, bytes. "other" is the mean over the
     other conversations' banks; NaN where there is none, as is "shuffled" where the order of entries counts, and the F1
     of a memory that ``answered`` leaves out.
     ``model.state`` is left alone.

@@ -197,8 +197,8 @@ def plain_grid(bench: Bench) -> Iterator[dict]:
 
     Plain: each of 10 epochs encodes the training conversations anew and takes its questions one at a time; answers, under
     the own and the zero state, one at a time. Ours: every turn encoded once for all methods, 16 questions a step, 32
-    answers at once, those under the zero state guessed to be the bare model's, which are kept. Banks, optimiser and
-    reports are left out of both.
+    answers at once, those under the zero state guessed to be the bare model's, which are kept. Banks, optimiser,
+    knowledge curve, controls and reports are left out of both.
     """
     model = bench.written("slot", 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
