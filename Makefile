@@ -101,7 +101,7 @@ test: $(READY) ## pytest, then every chapter notebook and the solutions (PYTEST_
 	export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}; \
 	$(RUN) -m pytest $(PYTEST_ARGS) || failed=1; \
 	if [ -n "$(strip $(CHAPTERS))" ]; then \
-	  FAST=1 $(RUN) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -n 2 --dist loadscope $(CHAPTERS) || failed=1; \
+	  FAST=1 $(RUN) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=200 -n 2 --dist loadscope $(CHAPTERS) || failed=1; \
 	fi; \
 	exit $$failed
 

@@ -12,7 +12,6 @@ import json
 import warnings
 from base64 import b64encode
 from collections.abc import Mapping
-from contextlib import ExitStack
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -33,6 +32,7 @@ from .evidence_figures import (MEMORIES, breakdown, clipping, controls_chart, ef
                                noise_floor_bars, null_distribution, published_against_ours, recall_curves,
                                reference_points, turn_finding)
 from .files import atomic_path
+from .images import Drawer, NoImages
 from .locomo import CATEGORIES
 from .memory_figures import (answer_map, attention_by_block, attention_to_entries, bank_spread, effective_rank, gates,
                              hebbian_matrix, nearest_tokens, nearest_tokens_of, provenance_map, slot_map, slot_usage,
@@ -210,11 +210,19 @@ def show_everywhere(colours: int = 64) -> None:
             return super().to_mimebundle({**fig_dict, "layout": fluid(fig_dict["layout"])})
 
     class SmallPng(MimetypeRenderer):
+        def __init__(self):
+            self.drawer = Drawer()  # one browser for all figures
+
         def to_mimebundle(self, fig_dict: dict) -> dict[str, str]:
-            import kaleido
             from PIL import Image
 
-            image = Image.open(BytesIO(kaleido.calc_fig_sync(fig_dict, opts=dict(format="png", scale=1))))
+            try:
+                image = Image.open(BytesIO(self.drawer.draw(fig_dict)))
+            except NoImages as error:
+                plotly.io.renderers.default = "fluid"
+                self.drawer.close()
+                warnings.warn(f"no more figures are shown as PNG: {error}", stacklevel=2)
+                return {}
             small = BytesIO()
             palette = image.convert("RGB").quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
             palette.save(small, "PNG", optimize=True)  # MAXCOVERAGE keeps the text's colour beside large areas
@@ -222,10 +230,9 @@ def show_everywhere(colours: int = 64) -> None:
 
     plotly.io.renderers["fluid"] = Fluid()
     plotly.io.renderers.default = "fluid"
+    if "small_png" in plotly.io.renderers:  # called before
+        plotly.io.renderers["small_png"].drawer.close()
     if Chromium.find_browser(skip_local=False):
-        import kaleido
-
-        kaleido.start_sync_server(silence_warnings=True, mathjax=False)  # one browser for all figures
         plotly.io.renderers["small_png"] = SmallPng()
         plotly.io.renderers.default = "fluid+small_png"
 
@@ -275,23 +282,14 @@ def _page(stem: str, figure: go.Figure) -> str:
 
 
 def _draw(images: Mapping[Path, go.Figure]) -> bool:
-    """Draw every image through kaleido; False, with one warning, where that cannot be."""
+    """Draw every image; False, with one warning, where that cannot be."""
     try:
-        import kaleido
-        from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
-    except ImportError:
-        return _no_images("kaleido is not installed; pip install kaleido")
-    try:
-        with ExitStack() as files:
-            kaleido.write_fig_from_object_sync(
-                [dict(fig=figure, path=files.enter_context(atomic_path(path)), opts=dict(scale=1.5))
-                 for path, figure in images.items()],
-                cancel_on_error=True, kopts=dict(mathjax=False))  # MathJax would come from the network
-    except (ChromeNotFoundError, BrowserFailedError, BrowserClosedError) as error:
-        return _no_images(f"no Chromium could be run ({type(error).__name__}); apt-get install chromium")
+        with Drawer() as drawer:
+            drawn = {path: drawer.draw(figure, path.suffix[1:], scale=1.5) for path, figure in images.items()}
+    except NoImages as error:
+        warnings.warn(f"the figures were written as HTML without PNG and SVG: {error}, then draw them again", stacklevel=3)
+        return False
+    for path, image in drawn.items():
+        with atomic_path(path) as partial:
+            partial.write_bytes(image)
     return True
-
-
-def _no_images(reason: str) -> bool:
-    warnings.warn(f"the figures were written as HTML without PNG and SVG: {reason}, then draw them again", stacklevel=4)
-    return False

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-pytest.importorskip("plotly", reason="the figures come with the notebooks extra")
+go = pytest.importorskip("plotly.graph_objects", reason="the figures come with the notebooks extra")
 
-from pdmem_lib import REGISTRY, _plot, figures, metrics  # noqa: E402
+from pdmem_lib import REGISTRY, _plot, figures, images, metrics  # noqa: E402
 
 SUBTITLE = "SmolLM2-135M-Instruct · preset cpu · seeds 42, 43"
 STRANGER = "my <b>own</b> & method"
@@ -485,18 +485,16 @@ def test_null_distributions_ask_for_finite_values(values, observed):
 # --- files ------------------------------------------------------------------------------------------------------------
 
 def test_save_without_a_browser_writes_the_page_and_one_warning(runs, tmp_path, monkeypatch):
-    kaleido = pytest.importorskip("kaleido")
-    from kaleido.errors import ChromeNotFoundError
-
-    def no_browser(*_, **__):
-        raise ChromeNotFoundError("none")
-
-    monkeypatch.setattr(kaleido, "write_fig_from_object_sync", no_browser)
+    monkeypatch.setattr(images.Drawer, "draw", none_found)
     with pytest.warns(UserWarning, match="apt-get install chromium") as told:
         written = figures.save_all({"retained": draw("retained_bars", runs)}, tmp_path)
     assert len(told) == 1
     assert written == [tmp_path / "retained.html"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plotly.min.js", "retained.html"]
+
+
+def none_found(*_, **__):
+    raise images.NoImages("no Chromium is found; apt-get install chromium")
 
 
 def test_save_without_kaleido_names_the_mend(runs, tmp_path, monkeypatch):
@@ -516,15 +514,14 @@ def test_pages_are_small_need_no_network_and_fall_back_to_the_svg(runs, tmp_path
 
 
 def test_a_figure_that_fails_to_draw_leaves_the_earlier_images_alone(runs, tmp_path, monkeypatch):
-    kaleido = pytest.importorskip("kaleido")
-
-    def half_written(specs, **_):
-        specs[0]["path"].write_bytes(b"half")
-        raise OSError("the disk is full")
+    def drawn(self, figure, kind, scale):
+        if kind == "svg":
+            raise ValueError("no such colour")
+        return b"new"
 
     (tmp_path / "retained.png").write_bytes(b"earlier")
-    monkeypatch.setattr(kaleido, "write_fig_from_object_sync", half_written)
-    with pytest.raises(OSError, match="disk is full"):
+    monkeypatch.setattr(images.Drawer, "draw", drawn)
+    with pytest.raises(ValueError, match="no such colour"):
         figures.save(draw("retained_bars", runs), tmp_path, "retained")
     assert (tmp_path / "retained.png").read_bytes() == b"earlier"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plotly.min.js", "retained.html", "retained.png"]
@@ -548,17 +545,23 @@ def test_save_all_draws_every_image_with_one_browser(runs, tmp_path):
 
 
 def test_notebooks_show_a_png_beside_the_figure_where_a_browser_is(monkeypatch):
-    import kaleido
     import plotly.io
     from choreographer.browsers.chromium import Chromium
 
-    started = []
-    monkeypatch.setattr(kaleido, "start_sync_server", lambda **settings: started.append(settings))
-    for browser, renderers in ((None, "fluid"), ("/somewhere/chromium", "fluid+small_png")):
+    made, closed = [], []
+    monkeypatch.setattr(images.Drawer, "__init__", lambda self: made.append(self))
+    monkeypatch.setattr(images.Drawer, "close", lambda self: closed.append(self))
+    for browser, renderers in ((None, "fluid"), *2 * [("/somewhere/chromium", "fluid+small_png")]):
         monkeypatch.setattr(Chromium, "find_browser", lambda **_: browser)  # noqa: B023
         figures.show_everywhere()
         assert plotly.io.renderers.default == renderers
-    assert [one["mathjax"] for one in started] == [False]  # it would come from the network
+    assert len(made) == 2 and closed == made[:1]  # a second call leaves one browser, not two
+
+    monkeypatch.setattr(images.Drawer, "draw", none_found)
+    with pytest.warns(UserWarning, match="no more figures are shown as PNG: no Chromium is found"):
+        assert figures.picture(go.Figure()) == {}
+    assert plotly.io.renderers.default == "fluid" and closed == made
+    assert figures.picture(go.Figure()) == {}  # and says it once
 
 
 def test_published_ranges_stand_beside_ours_and_gaps_are_said():
