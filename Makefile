@@ -124,9 +124,9 @@ lab: $(READY) ## open the notebooks in JupyterLab, on this machine only
 	@$(RUN) -m jupyterlab --ip=127.0.0.1
 
 PORT ?= 8866
-studio: $(READY) ## the Memory Studio as a page, on this machine only: METHODS=slot, BACKBONE= and PORT= choose
-	@echo "Memory Studio: http://127.0.0.1:$(PORT)/ (Ctrl+C ends it; the first time it trains an adapter, about a minute)"
-	@PDMEM_STUDIO_BACKBONE="$(BACKBONE)" PDMEM_STUDIO_METHOD="$(firstword $(subst $(COMMA), ,$(METHODS)))" \
+studio: $(READY) ## the Memory Studio as a page, on this machine only: METHODS=slot, BACKBONE=, PORT= and ADAPTER=folder choose
+	@echo "Memory Studio: http://127.0.0.1:$(PORT)/ (Ctrl+C ends it$(if $(ADAPTER),,; the first time it trains an adapter, about a minute))"
+	@PDMEM_STUDIO_ADAPTER="$(or $(realpath $(ADAPTER)),$(ADAPTER))" PDMEM_STUDIO_BACKBONE="$(BACKBONE)" PDMEM_STUDIO_METHOD="$(firstword $(subst $(COMMA), ,$(METHODS)))" \
 	  PDMEM_STUDIO_FOLDER="$(CURDIR)/data/studio" JUPYTER_PATH="$(CURDIR)/notebooks/page" $(RUN) -m voila \
 	  notebooks/page/memory_studio.ipynb --template=memory_studio --theme=light --no-browser --Voila.ip=127.0.0.1 \
 	  --port=$(PORT) --Voila.log_level=WARN

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from html import escape
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from torch.testing import assert_close
 import pdmem_lib as pdmem
 from pdmem_lib import editing, lesson, provenance, recording
 from pdmem_lib.lesson import Known, Schedule, Talk
+from pdmem_lib.persistence import adapter_fingerprint
 from pdmem_lib.recording import Recording
 from pdmem_lib.studio_model import Cancelled, Studio
 
+PAGE = Path(__file__).parents[1] / "notebooks" / "page" / "memory_studio.ipynb"
 HOSTILE = "Eve: <script>alert(1)</script> & <b>bold</b> <img src=x onerror=alert(2)>"
 TURNS = ("Ann: I adopted a parrot.", "Ben: I bought a flute.", HOSTILE, "Cleo: I like rain.")
 TALK = Talk("<i>Talk</i>", TURNS, (Known("Which animal did Ann adopt?", "parrot", (0,)),
@@ -504,6 +507,21 @@ def test_the_page_without_a_kernel_says_what_it_is(page):
     shown = page()._repr_mimebundle_()
     bundle = shown[0] if isinstance(shown, tuple) else shown
     assert bundle["text/plain"].startswith("Memory Studio: backbone")
+
+
+def test_the_page_opens_with_an_adapter_that_is_named(opened, tmp_path, monkeypatch):
+    source = "".join(json.loads(PAGE.read_text())["cells"][0]["source"])
+
+    def run_page(adapter):
+        monkeypatch.setenv("PDMEM_STUDIO_ADAPTER", str(adapter))
+        exec(source, names := {})
+        return names["page"]
+
+    m = opened("gated")
+    m.save_pretrained(tmp_path / "mine")
+    shown = run_page(tmp_path / "mine").studio.model
+    assert shown.method == "gated" and adapter_fingerprint(shown) == adapter_fingerprint(m)
+    assert "role='alert'" in run_page(tmp_path / "nothing").value
 
 
 @pytest.mark.slow
