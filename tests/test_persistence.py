@@ -27,6 +27,14 @@ def rewritten(file, **metadata):
     save_file(load_file(file), file, metadata=old | metadata)
 
 
+def test_the_adapter_in_the_repository_is_whole_and_says_its_licence(pytestconfig):
+    (folder,) = (pytestconfig.rootpath / "data" / "adapters").iterdir()
+    assert "license: cc-by-nc-4.0" in (folder / "README.md").read_text()
+    tensors, config = load_file(folder / "adapter.safetensors"), json.loads((folder / "config.json").read_text())
+    assert persistence.fingerprint(tensors) == config["fingerprint"] and config["backbone"] == "smollm2-135m"
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
 # ---- fingerprints ----
 
 
