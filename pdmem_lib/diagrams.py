@@ -5,7 +5,7 @@ Places are pixels of the plot, from its lower left corner, so that a circle is r
 
 import plotly.graph_objects as go
 
-from ._plot import FONT, INK, WIDTH, finish, look_of
+from ._plot import INK, WIDTH, finish, look_of
 
 FAMILIES = {  # name in the title, norm, MLP, what else sets the family apart
     "gpt2": ("GPT-2", "LayerNorm", "GELU", "learnt positions are added to the embeddings"),

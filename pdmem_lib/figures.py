@@ -5,7 +5,8 @@ several: lines and bars are then means over the seeds, the seeds themselves dots
 marker in every figure, a capacity one dash, filling and hatch, so that no reading rests on colour alone. Text from data
 is escaped. ``subtitle`` names what was measured: backbone, preset, data, seeds. A missing column or an empty table is a
 ValueError that names it. Those that weigh the evidence are written in `evidence_figures`, those of the data in
-`data_figures`, and offered here too. Those of a single memory are in `memory_figures` and `causal_figures`.
+`data_figures`, and offered here too. Those of a single memory are in `memory_figures`, `reading_figures` and
+`causal_figures`.
 """
 
 import json
@@ -34,10 +35,11 @@ from .evidence_figures import (MEMORIES, breakdown, clipping, controls_chart, ef
 from .files import atomic_path
 from .images import Drawer, NoImages
 from .locomo import CATEGORIES
-from .memory_figures import (answer_map, attention_by_block, attention_to_entries, bank_spread, effective_rank, gates,
-                             hebbian_matrix, nearest_tokens, nearest_tokens_of, provenance_map, slot_map, slot_usage,
-                             token_gain, turn_scores_bars)
+from .memory_figures import (bank_spread, effective_rank, hebbian_matrix, nearest_tokens, nearest_tokens_of,
+                             provenance_map, slot_map, slot_usage)
 from .metrics import LAG_BUCKETS
+from .reading_figures import (answer_map, attention_by_block, attention_to_entries, gates, token_gain,
+                              turn_scores_bars)
 
 __all__ = ["MEMORIES", "WIDTH", "answer_map", "attention_by_block", "attention_by_head", "attention_to_entries",
            "bank_spread", "block_diagram", "breakdown", "category_heatmap", "clipping", "controls_chart",

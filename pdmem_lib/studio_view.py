@@ -21,12 +21,12 @@ import ipywidgets as w
 import numpy as np
 
 from . import figures, lesson
+from ._maps import token_text
 from ._plot import look_of, signed, times
 from .backbone import load_backbone
 from .causal_figures import told_agreement
 from .lesson import Talk
 from .memory import MemoryModel
-from .memory_figures import _token
 from .methods import METHODS, method_name
 from .pane import Pane
 from .studio_model import Choice, Studio
@@ -406,7 +406,7 @@ class StudioView(w.VBox):
 
     def _show_removal(self, found) -> None:
         total = float(found.effect.sum())
-        by_token = " ".join(f"{_token(token, 12)}&nbsp;{signed(-value, 2)}" for token, value in zip(
+        by_token = " ".join(f"{token_text(token, 12)}&nbsp;{signed(-value, 2)}" for token, value in zip(
             self.studio.reading.tokens, found.effect.tolist(), strict=True))
         changed = "The answer changes." if found.before != found.after else "The answer stays."
         self.removed.value = (

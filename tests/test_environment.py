@@ -71,8 +71,9 @@ def test_readme_names_only_targets_and_variables_that_exist():
 
 # ---- a release -------------------------------------------------------------------------------------------------------
 
-FIGURES = {"_plot", "causal_figures", "cost_figures", "data_figures", "diagrams", "evidence_figures", "figures",
-           "images", "memory_figures", "pane", "sensitivity", "studio_model", "studio_parts", "studio_view", "widgets"}
+FIGURES = {"_maps", "_plot", "causal_figures", "cost_figures", "data_figures", "diagrams", "evidence_figures", "figures",
+           "images", "memory_figures", "pane", "reading_figures", "sensitivity", "studio_model", "studio_parts",
+           "studio_view", "widgets"}
 FOR_OTHERS = {  # a requirement that no line here imports -> who does, when the library calls it
     "accelerate": "transformers, to read the wheel's GGUF", "gguf": "transformers, likewise", "pyarrow": "pandas, to write parquet",
 }

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("plotly", reason="the figures come with the notebooks extra")
 
-from pdmem_lib import figures, memory_figures  # noqa: E402
+from pdmem_lib import _maps, figures, memory_figures  # noqa: E402
 from pdmem_lib.causal import agreement  # noqa: E402
 
 SUBTITLE = "SmolLM2-135M-Instruct · preset cpu · conversation conv-47"
@@ -221,7 +221,7 @@ def test_hebbian_matrix_states_its_effective_rank():
 
 
 def test_block_means_of_sides_that_do_not_divide():
-    means = memory_figures._block_means(np.arange(15.0).reshape(3, 5), 2)
+    means = _maps.block_means(np.arange(15.0).reshape(3, 5), 2)
     np.testing.assert_allclose(means, [[3, 5.5], [10.5, 13]])  # rows 0-1 and 2, columns 0-1 and 2-4, unlike sizes
 
 
@@ -352,7 +352,7 @@ def test_attention_to_entries_is_of_the_chosen_block_and_head(block, head, mean,
 def test_attention_to_entries_names_the_turns_behind_an_entry():
     figure = DRAWN["attention_to_entries"](SUBTITLE)
     behind = figure.data[0].x
-    assert behind[0] == ("entry 0<br>60 % from " + memory_figures._names("turn", N, LABELS)[2]
+    assert behind[0] == ("entry 0<br>60 % from " + _maps.names_of("turn", N, LABELS)[2]
                          + "<br>30 % from turn 4: Ann: bye")
     assert behind[2] == "entry 2"
     most = notes(figure)[1:]  # attention grows with the entry
@@ -415,22 +415,22 @@ def test_a_number_a_block_is_a_line_and_many_moments_are_a_map():
 # --- shared parts -----------------------------------------------------------------------------------------------------
 
 def test_tokens_show_what_is_not_seen():
-    assert [memory_figures._token(token) for token in ("Ġthe", "▁the", " the", "Ċ", "a\nb", "<s>")] == [
+    assert [_maps.token_text(token) for token in ("Ġthe", "▁the", " the", "Ċ", "a\nb", "<s>")] == [
         "·the", "·the", "·the", "↵", "a↵b", "&lt;s&gt;"]
-    assert memory_figures._token("x" * 30, 10) == "x" * 9 + "…"
+    assert _maps.token_text("x" * 30, 10) == "x" * 9 + "…"
 
 
 def test_steps_are_round_and_no_more_than_asked_for():
-    assert memory_figures._steps(64, 14) == list(range(0, 64, 5))
-    assert memory_figures._steps(419, 10) == list(range(0, 419, 50))
-    assert memory_figures._steps(3, 10) == [0, 1, 2] and memory_figures._steps(0, 10) == []
+    assert _maps.round_steps(64, 14) == list(range(0, 64, 5))
+    assert _maps.round_steps(419, 10) == list(range(0, 419, 50))
+    assert _maps.round_steps(3, 10) == [0, 1, 2] and _maps.round_steps(0, 10) == []
 
 
 def test_ticks_of_a_logarithm_are_round_numbers():
-    assert memory_figures._log_ticks(-0.1, 1.05) == [1, 2, 5, 10]
-    assert [memory_figures._round(value) for value in (0.001, 0.5, 20000, 1e5, 2e-6)] == [
+    assert _maps.log_ticks(-0.1, 1.05) == [1, 2, 5, 10]
+    assert [_maps.round_tick(value) for value in (0.001, 0.5, 20000, 1e5, 2e-6)] == [
         "0.001", "0.5", "20000", "10⁵", "2·10⁻⁶"]
-    assert len(memory_figures._log_ticks(0.301, 0.302)) == 1  # even where no round number is near
+    assert len(_maps.log_ticks(0.301, 0.302)) == 1  # even where no round number is near
 
 
 # --- the studio's -----------------------------------------------------------------------------------------------------
