@@ -35,15 +35,19 @@ def browser(tmp_path, monkeypatch):
     return set_to
 
 
-@pytest.mark.parametrize("does, named", [("exit 1", "BrowserFailedError"), ("exec sleep 300", "TimeoutError")],
-                         ids=["dies", "hangs"])
-def test_a_browser_that_does_not_start_is_tried_twice_and_given_up_by_name(browser, does, named):
-    starts = browser(does)
-    began = time.monotonic()
-    with Drawer(limit=3) as drawer, pytest.raises(NoImages, match=rf"{named}.*apt-get install chromium.*BROWSER_PATH"):
+def test_a_browser_that_dies_at_its_start_is_tried_twice_and_given_up_by_name(browser):
+    starts = browser("exit 1")
+    with Drawer() as drawer, pytest.raises(NoImages, match=r"BrowserFailedError.*apt-get install chromium.*BROWSER_PATH"):
         drawer.draw(FIGURE)
-    assert time.monotonic() - began < 60
     assert starts.read_text().split() == ["started", "started"]
+
+
+def test_a_browser_that_hangs_at_its_start_is_given_up_in_time(browser):
+    browser("exec sleep 300")
+    began = time.monotonic()
+    with Drawer(limit=3) as drawer, pytest.raises(NoImages, match="TimeoutError"):
+        drawer.draw(FIGURE)
+    assert time.monotonic() - began < 120  # of the 300, and of ever, as kaleido alone would
 
 
 def test_no_browser_is_said_at_the_first_image(monkeypatch):
@@ -58,7 +62,7 @@ def test_no_browser_is_said_at_the_first_image(monkeypatch):
 @pytest.mark.parametrize("blow", ["SIGKILL", "SIGSTOP"])
 def test_a_browser_that_is_lost_is_replaced(chromium, monkeypatch, blow):
     monkeypatch.setattr(images, "CLOSING", 2.0)
-    with Drawer(limit=10) as drawer:
+    with Drawer(limit=20) as drawer:
         assert drawer.draw(FIGURE).startswith(PNG)
         lost = drawer._browser.subprocess
         os.killpg(lost.pid, getattr(signal, blow))
