@@ -45,9 +45,9 @@ setup: $(READY) ## make the environment (the others do it by themselves)
 
 PIP := $(RUN) -m pip install --disable-pip-version-check --progress-bar off
 COMMA := ,
-# One line that moves while pip works, in place of its two hundred.
-COUNTED = awk 'BEGIN { printf "  $(1)" } /^ *(Collecting|Processing|Requirement) / { printf "\r  $(1) · packages: %d", ++n } \
-	/^ *Installing collected/ { printf ", installing" } { fflush() } END { print "" }' >&2
+# One line in place of pip's two hundred; it moves while pip works, where somebody looks on.
+COUNTED = awk -v moves="$$(test -t 2 && echo 1)" '/^ *(Collecting|Processing|Requirement) / { ++n; if (moves) printf "\r  $(1) · packages: %d", n } \
+	/^ *Installing collected/ { if (moves) printf ", installing" } { fflush() } END { print moves ? "" : "  $(1) · packages: " n }' >&2
 
 # Set-up speaks on stderr, so that the first line of a result is about the result.
 $(VENV)/.ready: pyproject.toml
