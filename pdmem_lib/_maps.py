@@ -157,6 +157,6 @@ def significant(value: float) -> str:
 
 
 def framed(figure: go.Figure, title: str, subtitle: str, height: int = 720, left: int = 90, right: int = 30,
-            foot: int = 135) -> go.Figure:
+           foot: int = 135) -> go.Figure:
     figure.update_layout(hoverlabel=dict(font_size=FONT, align="left"))
     return finish(figure, title, subtitle, height, left, right, foot)

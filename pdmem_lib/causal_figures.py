@@ -54,7 +54,7 @@ def attention_by_head(values: ArrayLike, subtitle: str, what: str = "attention t
         raise ValueError("attention lies between 0 and 1: pass what attention_of_answer gives, summed over entries")
     blocks, heads = ([f"{name} {i}" for i in range(count)] for name, count in zip(("block", "head"), z.shape))
     figure = go.Figure(heat_map(z, heads, blocks, "%{z:.3g} %", colorscale=SEQUENTIAL, zmin=0, zmax=z.max() or 1, xgap=1,
-                             ygap=1, colorbar=colour_bar("attention<br>(%)")))
+                                ygap=1, colorbar=colour_bar("attention<br>(%)")))
     if block is not None or head is not None:
         L, h = z.shape
         x = (-0.5, h - 0.5) if head is None else (head - 0.5, head + 0.5)
@@ -63,7 +63,7 @@ def attention_by_head(values: ArrayLike, subtitle: str, what: str = "attention t
     figure.update_xaxes(title="head", **named_axis(heads, numbered(z.shape[1], 16)))
     figure.update_yaxes(title="block (0: the first)", autorange="reversed", **named_axis(blocks, numbered(len(z), 16)))
     return framed(figure, f"Where the token looks: {literal(what)}", subtitle, 240 + max(320, min(560, 24 * len(z))),
-                   foot=85)
+                  foot=85)
 
 
 def effect_bars(effects: ArrayLike, scores: ArrayLike, labels: Sequence[str], subtitle: str,

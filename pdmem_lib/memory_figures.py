@@ -49,8 +49,8 @@ def slot_map(history: ArrayLike, subtitle: str, labels: Sequence[str] | None = N
         bar |= dict(tickvals=np.log10(ticks), ticktext=[round_tick(tick) for tick in ticks])
         more, shown = dict(customdata=history.T.astype("float32")), "%{customdata:.4g}"
     figure = go.Figure(heat_map(z, names, entries, f"{literal(value)} {shown}", colorscale=SEQUENTIAL, colorbar=bar,
-                             zmin=low - 0.1 * (high - low) if log else min(0.0, history.min()),
-                             zmax=high + 1e-9 if log else history.max() or 1, **more))
+                                zmin=low - 0.1 * (high - low) if log else min(0.0, history.min()),
+                                zmax=high + 1e-9 if log else history.max() or 1, **more))
     steps = round_steps(turns, 10)
     columns = {0: "start"} | {1 + turn: f"{turn}" for turn in steps if turn or len(steps) == turns}
     figure.update_xaxes(title="turn (what stands there after it)", **named_axis(names, columns))
@@ -138,7 +138,7 @@ def bank_spread(history: Mapping[str, ArrayLike], subtitle: str,
                         ticktext=[round_tick(tick) for tick in ticks])
     texts = {name: f"{look.label}: {value:.3g}" for name, (look, _, value) in ends.items()}
     framed(figure, "Do the rows of a bank stay apart?", subtitle, foot=85,
-            right=int(60 + max(map(text_width, texts.values()))))
+           right=int(60 + max(map(text_width, texts.values()))))
     height = plot_size(figure)[1]
     down = sorted(ends, key=lambda name: -ends[name][2])
     exact = np.array([(high - np.log10(ends[name][2])) / (high - low) * height for name in down])
@@ -237,7 +237,7 @@ def provenance_map(shares: ArrayLike, subtitle: str, labels: Sequence[str] | Non
         return framed(figure, title, subtitle, foot=85)
     kept = np.sort(np.argsort(-shares.sum(axis=0), kind="stable")[:top])
     figure = go.Figure(heat_map(100 * shares[np.ix_(order, kept)].T, entries, [turns[t] for t in kept], "%{z:.2g} %",
-                             **look, ygap=1))
+                                **look, ygap=1))
     part = shares[:, kept].sum() / (shares.sum() or 1)
     figure.update_xaxes(title=f"{axis} (the {len(kept)} strongest of {N} turns hold {part:.0%} of what turns left)",
                         **named_axis(entries, {i: f"{order[i]}" for i in round_steps(M, 14)}))

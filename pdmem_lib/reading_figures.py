@@ -101,13 +101,13 @@ def attention_to_entries(attention: ArrayLike, tokens: Sequence[str], subtitle: 
         entries = ["<br>".join([name, *held]) for name, held in zip(entries, behind, strict=True)]
     rows = [f"token {i}: {token_text(token)}" for i, token in enumerate(tokens)]
     figure = go.Figure(heat_map(z, entries, rows, "%{z:.3g} % of its attention", colorscale=SPARSE, zmin=0,
-                             zmax=z.max() or 1, ygap=1, colorbar=colour_bar("attention<br>of the<br>token (%)")))
+                                zmax=z.max() or 1, ygap=1, colorbar=colour_bar("attention<br>of the<br>token (%)")))
     figure.update_xaxes(title="entry", **named_axis(entries, numbered(M, 14)))
     every = round_steps(T, 30)
     figure.update_yaxes(autorange="reversed", **named_axis(rows, {i: token_text(tokens[i], 24) for i in every}))
     foot = 85 + 24 * len(notes) + (20 if notes else 0)
     framed(figure, f"Which entries each token reads: {where[block is None, head is None]}", subtitle,
-            130 + foot + max(280, min(620, 22 * T)), name_margin(token_text(token, 24) for token in tokens), foot=foot)
+           130 + foot + max(280, min(620, 22 * T)), name_margin(token_text(token, 24) for token in tokens), foot=foot)
     for line, note in enumerate(notes):
         figure.add_annotation(x=0, xref="paper", xanchor="left", y=0, yref="paper", yanchor="top", align="left",
                               yshift=-68 - 24 * line, text=note, showarrow=False, font_size=FONT)
@@ -196,7 +196,7 @@ def token_gain(tokens: Sequence[str], logp_own: ArrayLike, logp_off: ArrayLike, 
     figure.update_xaxes(title="log-probability of the answer's token (nats; further right is better)",
                         range=[1.05 * low if low < 0 else -1, max(-0.03 * low, 0.02)])
     return framed(figure, "What the memory adds to each token of the answer", subtitle, 310 + 34 * len(rows),
-                   row_margin(rows), right=260)
+                  row_margin(rows), right=260)
 
 
 def answer_map(probabilities: ArrayLike, memories: Sequence[str], answers: Sequence[str], subtitle: str,
@@ -232,7 +232,7 @@ def answer_map(probabilities: ArrayLike, memories: Sequence[str], answers: Seque
     figure.update_xaxes(title="candidate answer", tickvals=list(range(len(columns))), ticktext=columns, **FRAME)
     figure.update_yaxes(autorange="reversed", tickvals=list(range(len(rows))), ticktext=rows, title=None, **FRAME)
     return framed(figure, "How likely each answer is, by memory", subtitle, 290 + 38 * max(5, len(rows)),
-                   name_margin(rows), foot=125)
+                  name_margin(rows), foot=125)
 
 
 # --- how far it is open -----------------------------------------------------------------------------------------------
