@@ -40,7 +40,7 @@ NOISE = re.compile(
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in "preset backbone data methods capacities seeds runs figures threads gpu template report keep".split():
+    for name in "preset backbone data methods capacities seeds runs figures threads gpu share template report keep".split():
         parser.add_argument(f"--{name}", default="", help="the setting of that name in the Snakefile")
     parser.add_argument("--cores", type=int, default=0, help="runs side by side; by default what this machine allows")
     parser.add_argument("--profile", default="", help="where runs are made: slurm, kubernetes, or a folder with a config.yaml")

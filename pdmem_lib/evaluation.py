@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 SAMPLE_SEED = 0  # of the question sample: one for all runs, so that every method is asked the same questions
 FORMAT = 3  # of the frozen model's cached answers
-ROWS = 128  # at once, a question under one memory each
+ROWS = 128  # at once on a CPU (`Backbone.at_once`), a question under one memory each
 GUESSES = dict(zero="off", initial="off", random="off", other="own", shuffled="own")  # whose answer is likely a memory's too
 MEMORIES = ("own", "zero", "off", "other", "initial", "random", "shuffled")
 
@@ -47,7 +47,7 @@ class EvaluateSettings(Settings):
     """``None`` means all: every question [C], the knowledge curve after every session [C]."""
 
     max_new_tokens: int = 24
-    batch_size: int = 32
+    batch_size: int = 32  # at most so many questions at once on a CPU
     questions_per_bucket: int | None = None  # ask a seeded sample of at most this many per lag bucket
     knowledge_points: int | None = None  # sessions at which K_s is measured, evenly spread, first and last included
     answered: tuple[str, ...] = MEMORIES  # under which questions are answered too; under all, answers are scored
@@ -332,7 +332,7 @@ class _Asker:
         return [(name, state) for name, state in memories if name in self.s.answered]
 
     def _batch_size(self, memories: Sequence[Memory]) -> int:
-        return max(1, min(self.s.batch_size, ROWS // len(memories)))
+        return self.model.backbone.at_once(max(1, min(self.s.batch_size, ROWS // len(memories))))
 
     def answers(self, rows: Sequence[int], memories: Sequence[Memory],
                 drafts: Sequence[str] | None = None) -> list[list[str]]:

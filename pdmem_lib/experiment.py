@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import pandas
 
 SYNTHETIC_SEED = 0
+RUN_BYTES = 6_000_000_000  # of a GPU's memory that a run takes, of a backbone of 135 million parameters
 RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "pandas", "scipy", "peft")
 
 
@@ -252,6 +253,13 @@ def encode(backbone: Backbone, data: Data, experiment: Experiment) -> int:
     evaluate = experiment.evaluate_settings
     frozen_answers(backbone, [q for *_, q in sample_questions(data.test, evaluate.questions_per_bucket)], evaluate)
     return sum(s.num_tokens for s in states.values())
+
+
+def runs_per_gpu() -> int:
+    """How many runs the first GPU's memory holds at a time, at least 1, at `RUN_BYTES` each; 0 without a GPU."""
+    if not torch.cuda.is_available():
+        return 0
+    return max(1, torch.cuda.get_device_properties(0).total_memory // RUN_BYTES)
 
 
 def reference_points(backbone: Backbone, data: Data, experiment: Experiment) -> "pandas.DataFrame":

@@ -29,7 +29,7 @@ from . import provenance, references
 from .backbone import TINY_NAMES, Backbone, load_backbone, use_bf16
 from .estimates import FORMAT
 from .evaluation import EvaluateSettings, _Asker, _jobs, checkpoints, frozen_file, rounds, sample_questions
-from .experiment import PRESETS, Data, Experiment, load_data, resolve
+from .experiment import PRESETS, Data, Experiment, load_data, resolve, runs_per_gpu
 from .memory import MemoryModel
 from .states import states_file
 from .training import num_steps, train, training_questions
@@ -321,7 +321,7 @@ def foretell(runs: Sequence[tuple[str, int, int]], backbone: str = "auto", data:
         Experiment(method=method, capacity=capacity, preset=preset)  # refuse an unknown one now
         names = groups.setdefault((method.removesuffix(FORMAT), capacity), [])
         names += [method] if method not in names else []
-    side_by_side = 1 if torch.cuda.is_available() else max(1, min(cores // threads, len(runs)))
+    side_by_side = max(1, min(cores // threads, len(runs), runs_per_gpu() or len(runs)))
     tasks = [(names, capacity) for (_, capacity), names in groups.items()]
     tasks += (tasks * side_by_side)[: -len(tasks) % side_by_side]  # so that none is looked at alone
     say(f"foretelling {len(runs)} runs: {len(tasks)} looks, {side_by_side} at a time, about "

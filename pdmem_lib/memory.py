@@ -25,6 +25,7 @@ CONTEXT = "{context}\n\n"  # in front of the prompt, where a question comes with
 PROMPT = "Question: {question}\nShort answer:"  # [D]
 ANSWER = " {answer}\n"  # the closing line feed is learnt with the answer: an answer is its first line [D]
 STREAM = 256  # turns of an iterator that are held at a time
+SCORED = 4096  # tokens whose logits, (SCORED, vocab), are held at a time where nothing is trained
 Memory = str | State  # "own" | "zero" | "off" | a state
 
 
@@ -431,6 +432,8 @@ def target_log_probs(backbone: Backbone, ids: Tensor, mask: Tensor, question: Te
         hidden = backbone.model.base_model(ids, use_cache=False, **positions).last_hidden_state  # (B, T, d)
     predicts = is_target.roll(-1, dims=1)  # the column before a target predicts it
     predicts[:, -1] = False
-    logits = backbone.model.get_output_embeddings()(hidden[predicts])  # (N, vocab): answer positions only
-    log_probs = -torch.nn.functional.cross_entropy(logits.float(), ids[is_target], reduction="none")  # (N,)
-    return is_target.nonzero()[:, 0], log_probs
+    head, wanted, said = backbone.model.get_output_embeddings(), hidden[predicts], ids[is_target]  # (N, d), (N,)
+    size = len(wanted) if torch.is_grad_enabled() else SCORED
+    log_probs = [-torch.nn.functional.cross_entropy(head(part).float(), tokens, reduction="none")  # of logits (size, vocab)
+                 for part, tokens in zip(wanted.split(size), said.split(size), strict=True)]
+    return is_target.nonzero()[:, 0], torch.cat(log_probs)

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 FORMAT = 3  # of the cached answers
 KINDS = ("none", "gold", "bm25", "last")
 SHARED = 256  # tokens that prompts must have in common for these to be run once for all of them
-BATCH_TOKENS = 4096  # of a batch of prompts
+BATCH_TOKENS = 4096  # of a batch of prompts, on a CPU (`Backbone.at_once`)
 SHARED_BATCH_TOKENS = 512  # of a batch that reads a shared text: its attention weights span that text as well
 
 
@@ -310,7 +310,7 @@ def _answers(backbone: Backbone, questions: Sequence[Question], texts: Sequence[
                 found[i] = (answer, logp, len(rows[i]), seconds)
         model = MemoryModel(backbone, "baseline")
         lengths = [len(rows[i]) + max(s.max_new_tokens, len(targets[i])) for i in alone]
-        for batch in _batches(lengths, BATCH_TOKENS, s.batch_size):
+        for batch in _batches(lengths, *map(backbone.at_once, (BATCH_TOKENS, s.batch_size))):
             batch = [alone[j] for j in batch]
             asked, contexts = [questions[i].question for i in batch], [texts[i] for i in batch]
             start = time.perf_counter()
@@ -336,7 +336,7 @@ def _ask_shared(backbone: Backbone, group: Sequence[int], rows: Sequence[list[in
     shared = _keys_and_values(backbone, rows[group[0]][:common])
     part = (time.perf_counter() - start) / len(group)
     lengths = [len(rows[i]) - common + max(s.max_new_tokens, len(targets[i])) for i in group]
-    for batch in _batches(lengths, SHARED_BATCH_TOKENS, s.batch_size):
+    for batch in _batches(lengths, *map(backbone.at_once, (SHARED_BATCH_TOKENS, s.batch_size))):
         batch = [group[j] for j in batch]
         ends = [rows[i][common:] for i in batch]
         start = time.perf_counter()

@@ -3,7 +3,8 @@
 Every figure compares two ways of doing the same work, run in turns in one process, round by round, and gives the median
 of the rounds' ratios with their quartiles (low, high). Times on a shared machine drift; such ratios hardly do. The table
 is printed and written to figures/benchmark.csv: measure, method, capacity, ratio, low, high, at_least, backbone. Its
-rows are replaced one measure at a time, so a part can be measured again.
+rows are replaced one measure at a time, so a part can be measured again. Where there is a GPU, that is what is measured,
+and the table is figures/benchmark-gpu.csv, with the chip's name in one more column.
 """
 
 import argparse
@@ -69,9 +70,7 @@ class Bench:
         for i in range(rounds or self.rounds):
             pair = {}
             for one in (ours, theirs) if i % 2 else (theirs, ours):
-                start = time.perf_counter()
-                one()
-                pair[one] = time.perf_counter() - start
+                pair[one] = seconds(one)
             found.append(pair[theirs] / pair[ours])
         low, middle, high = np.quantile(found, [0.25, 0.5, 0.75])
         return dict(ratio=middle, low=low, high=high)
@@ -95,8 +94,8 @@ class Bench:
                 for q, a in zip(self.questions, self.answers, strict=True)]
         prompts = [len(backbone.token_ids(prompt_text(q))) for q in self.questions]
         ids, mask = backbone.pad(rows, side="right")
-        column = torch.arange(ids.shape[1])
-        target = mask.bool() & (column >= torch.tensor(prompts)[:, None])  # (B, T)
+        column = torch.arange(ids.shape[1], device=ids.device)
+        target = mask.bool() & (column >= torch.tensor(prompts, device=ids.device)[:, None])  # (B, T)
         predicts = target.roll(-1, dims=1)
         predicts[:, -1] = False
 
@@ -123,6 +122,16 @@ class Bench:
         return step
 
 
+def seconds(work: Callable[[], object]) -> float:
+    """How long ``work`` takes, what it leaves to the GPU included."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
+
+
 @contextmanager
 def empty_cache() -> Iterator[None]:
     """A cache folder of its own, so that nothing is found in it."""
@@ -142,7 +151,7 @@ def encode(bench: Bench) -> Iterator[dict]:
     for i, conversation in enumerate(bench.data.conversations):
         rows = [backbone.token_ids(str(turn)) for turn in conversation.turns]
         batches = [backbone.pad([rows[j] for j in batch], side="right")[0]
-                   for batch in length_sorted_batches([len(row) for row in rows], 1024)]
+                   for batch in length_sorted_batches([len(row) for row in rows], backbone.at_once(1024))]
 
         def theirs() -> None:
             with torch.no_grad(), backbone.autocast("auto"):
@@ -155,12 +164,50 @@ def encode(bench: Bench) -> Iterator[dict]:
 
         times = {}
         for one in (ours, theirs) if i % 2 else (theirs, ours):
-            start = time.perf_counter()
-            one()
-            times[one.__name__] = time.perf_counter() - start
+            times[one.__name__] = seconds(one)
         found.append(times["theirs"] / times["ours"])
     low, middle, high = np.quantile(found, [0.25, 0.5, 0.75])
     yield dict(method="", capacity="", ratio=middle, low=low, high=high, at_least=0.9)
+
+
+def peak(bench: Bench) -> Iterator[dict]:
+    """The share of the chip's bf16 peak that encoding reaches: multiplications and additions a second of the blocks'
+    linear maps and of attention, against those of one large matrix product. "forward": the bare model's passes alone, on
+    batches of 1,024 tokens and of 32 times as many; "encode": ours, tokenised, no file written.
+    """
+    backbone, config = bench.backbone, bench.backbone.config
+    turns = [str(turn) for c in bench.data.conversations[:4] for turn in c.turns]
+    rows = sorted(map(backbone.token_ids, turns), key=len)
+    weights = sum(p.numel() for p in backbone.model.base_model.parameters() if p.ndim == 2) - sum(
+        m.weight.numel() for m in backbone.model.base_model.modules() if isinstance(m, torch.nn.Embedding))
+    arithmetic = sum(2 * len(row) * (weights + len(row) * config.num_hidden_layers * backbone.num_heads * backbone.head_dim)
+                     for row in rows)  # a causal token reads half of its row, in two products
+    n = 8192 if backbone.device.type == "cuda" else 2048
+    left, right = (torch.randn(n, n, device=backbone.device).bfloat16() for _ in range(2))
+    times = 10
+
+    def product() -> None:
+        for _ in range(times):
+            left @ right
+
+    def passes(batch_tokens: int) -> Callable[[], None]:
+        batches = [backbone.pad([rows[i] for i in batch], side="right")[0]
+                   for batch in length_sorted_batches(list(map(len, rows)), batch_tokens)]
+
+        def work() -> None:
+            with torch.no_grad(), backbone.autocast("auto"):
+                for ids in batches:
+                    bench.bare.base_model(ids, use_cache=False)
+        return work
+
+    wide = 32 * 1024
+    works = {"forward, 1,024 tokens": passes(1024), "forward, 32,768 tokens": passes(wide),
+             "encode": lambda: backbone.encode(turns, "auto", progress=False),
+             "encode, 32,768 tokens": lambda: backbone.encode(turns, "auto", wide, progress=False)}
+    for name, work in works.items():
+        share = bench.ratio(work, product, 3)  # seconds of one over the other's: times the arithmetic, its share
+        yield dict(method=name, capacity="", at_least=float("nan"),
+                   **{key: value * arithmetic / (2 * n**3 * times) for key, value in share.items()})
 
 
 def train(bench: Bench) -> Iterator[dict]:
@@ -221,9 +268,7 @@ def plain_grid(bench: Bench) -> Iterator[dict]:
     for i in range(1 + max(3, bench.rounds)):
         cost = {}
         for name, (work, times) in pieces.items():
-            start = time.perf_counter()
-            work()
-            cost[name] = (time.perf_counter() - start) / times
+            cost[name] = seconds(work) / times
         slow = 6 * ((10 * n["train"] + n["test"]) * cost["plain turn"] + n["trained"] * cost["plain question"]
                     + n["asked"] * cost["plain answer"])
         fast = (n["train"] + n["test"]) * cost["turn"] + 6 * (n["trained"] * cost["question"] + n["asked"] * cost["answer"])
@@ -326,8 +371,8 @@ def profile_tables(bench: Bench, folder: Path) -> None:
 
 
 TABLES = {"grow": grow_tables, "profile": profile_tables}  # beside the table of ratios, in files of their own
-MEASURES = {"encode": encode, "train": train, "plain loop: step": plain_step, "plain loop: encode": plain_encode,
-            "plain loop: grid, reckoned": plain_grid,
+MEASURES = {"encode": encode, "share of bf16 peak": peak, "train": train, "plain loop: step": plain_step,
+            "plain loop: encode": plain_encode, "plain loop: grid, reckoned": plain_grid,
             "answer in batches": answer, "generate": generate, "growth": growth, "entries": entries}
 
 
@@ -337,22 +382,24 @@ def main() -> None:
     parser.add_argument("--data", default="auto")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="*", choices=[*MEASURES, *TABLES], help="measure these alone")
-    parser.add_argument("--out", type=Path, default=ROOT / "figures" / "benchmark.csv")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    parser.add_argument("--out", type=Path, default=ROOT / "figures" / f"benchmark{'-gpu' * (gpu is not None)}.csv")
     options = parser.parse_args()
+    columns = [*COLUMNS, "device"] if gpu else COLUMNS
     bench = Bench(options.backbone, options.rounds, options.data)
-    table = pd.read_csv(options.out, dtype={"capacity": "Int64"}) if options.out.is_file() else pd.DataFrame(columns=COLUMNS)
+    table = pd.read_csv(options.out, dtype={"capacity": "Int64"}) if options.out.is_file() else pd.DataFrame(columns=columns)
     for name in options.only or [*MEASURES, *TABLES]:
         if name in TABLES:
             TABLES[name](bench, options.out.parent)
             continue
         rows = []
         for row in MEASURES[name](bench):
-            rows.append({"measure": name, "backbone": bench.backbone.name} | row)
+            rows.append({"measure": name, "backbone": bench.backbone.name, "device": gpu} | row)
             print("{measure:24} {method:16} {capacity!s:>4} {ratio:8.2f}  {low:.2f} to {high:.2f}  at least {at_least}".format(
                 **rows[-1]), flush=True)
         keep = ~(table["measure"].str.split(":").str[0].eq(name) | table["measure"].eq(name))
         table = pd.concat([table[keep | (table["backbone"] != bench.backbone.name)], pd.DataFrame(rows)])
-        table[COLUMNS].to_csv(options.out, index=False, float_format="%.4g")
+        table[columns].to_csv(options.out, index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":

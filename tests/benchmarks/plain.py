@@ -20,7 +20,7 @@ def padded(backbone, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError(f"{len(ids)} tokens do not fit the {LENGTH} of the plain loop: give a shorter text")
     row = torch.full((1, LENGTH), backbone.tokenizer.pad_token_id)
     row[0, : len(ids)] = torch.tensor(ids)
-    return row, (torch.arange(LENGTH) < len(ids))[None].long()
+    return row.to(backbone.device), (torch.arange(LENGTH) < len(ids))[None].long().to(backbone.device)
 
 
 @torch.no_grad()
@@ -51,10 +51,10 @@ def loss_of(model, question: str, answer: str, state) -> torch.Tensor:
     if model.adapter.needs_inputs:
         with torch.no_grad(), seam.inject(backbone.model, None):
             hidden = backbone.model.base_model(row, attention_mask=mask, use_cache=False).last_hidden_state
-        inputs = Inputs(hidden.float(), (torch.arange(LENGTH) < len(prompt))[None])
+        inputs = Inputs(hidden.float(), (torch.arange(LENGTH) < len(prompt))[None].to(backbone.device))
     with seam.inject(backbone.model, model.adapter.read(state, inputs)):
         logits = backbone.model(row, attention_mask=mask, use_cache=False).logits[0]  # (384, vocab)
-    targets = torch.tensor(ids)
+    targets = torch.tensor(ids, device=backbone.device)
     predicted = logits[len(prompt) - 1 : len(ids) - 1]
     return torch.nn.functional.cross_entropy(predicted.float(), targets[len(prompt) :])
 
