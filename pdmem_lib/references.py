@@ -11,11 +11,12 @@ import hashlib
 import json
 import logging
 import os.path
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,23 +62,19 @@ class TurnIndex:
 
     @cached_property
     def _bm25(self):
-        import bm25s
-
         terms = self._terms(self.lines)
         if not any(terms):
             return None
-        retriever = bm25s.BM25()  # Lucene's variant, k1 1.5, b 0.75
+        retriever = _bm25s().BM25()  # Lucene's variant, k1 1.5, b 0.75
         retriever.index(terms, show_progress=False)
         return retriever
 
     @staticmethod
     def _terms(texts: Sequence[str]) -> list[list[str]]:
         """Porter stems without English stop words, of the speakers' names too."""
-        import bm25s
-
         stem = metrics._stemmer().stem
-        return bm25s.tokenize(list(texts), stopwords="en", stemmer=lambda words: [stem(word) for word in words],
-                              return_ids=False, show_progress=False)
+        return _bm25s().tokenize(list(texts), stopwords="en", stemmer=lambda words: [stem(word) for word in words],
+                                 return_ids=False, show_progress=False)
 
     def scores(self, question: str) -> "numpy.ndarray":
         """BM25 score of every turn, (turns,); 0 where it shares no word with the question."""
@@ -85,6 +82,21 @@ class TurnIndex:
 
         (terms,) = self._terms([question])
         return self._bm25.get_scores(terms) if terms and self._bm25 else np.zeros(len(self.lines))
+
+
+@cache
+def _bm25s():
+    """The package, imported where it finds no JAX: it would run JAX at once, for a selection that is not used here, and
+    JAX then takes three quarters of a GPU's memory for this process."""
+    seen = sys.modules.get("jax")
+    sys.modules["jax"] = None
+    try:
+        import bm25s
+    finally:
+        del sys.modules["jax"]
+        if seen is not None:
+            sys.modules["jax"] = seen
+    return bm25s
 
 
 def last_turns(index: TurnIndex, questions: Question | Sequence[Question], budget: int | None = None,

@@ -2,10 +2,14 @@
 
 The shape annotations of the write rules are checked at run time here, and only here: the hook must come first. (Beartype
 looks at random items of lists, so it is kept off modules whose use of random numbers the tests watch.)
-``PDMEM_TEST_BACKBONE=smollm2-135m pytest tests/test_methods.py`` runs the same tests on real weights.
+``PDMEM_TEST_BACKBONE=smollm2-135m pytest tests/test_methods.py`` runs the same tests on real weights. What is held to a
+bit or a file is held to what a CPU computes, so that a GPU is hidden; ``PDMEM_TEST_GPU=1 pytest tests/test_gpu.py`` tests it.
 """
 
 import os
+
+if not os.environ.get("PDMEM_TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from jaxtyping import install_import_hook
 

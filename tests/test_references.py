@@ -3,7 +3,10 @@
 import copy
 import dataclasses
 import logging
+import os
 import random
+import subprocess
+import sys
 import time
 import warnings
 
@@ -593,3 +596,13 @@ def test_initial_learns_otherwise_than_own(model, conversations):
     assert runs["own"][0] != runs["initial"][0]
     with pytest.raises(ValueError, match="known are 'own'"):
         pdmem.train(default, conversations, memory="zero", **options)
+
+
+def test_bm25_leaves_jax_alone(tmp_path):
+    """bm25s runs JAX as soon as it can import it, and JAX takes most of a GPU's memory."""
+    (tmp_path / "jax.py").write_text("import sys\nsys.exit('JAX was imported')\n")
+    code = ("from pdmem_lib.references import _bm25s; _bm25s(); import sys; assert 'jax' not in sys.modules\n"
+            "try: import jax\nexcept SystemExit: print('whole')")
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True,
+                          text=True, check=False)
+    assert done.stdout.strip() == "whole", done.stderr
