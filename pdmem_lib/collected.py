@@ -83,3 +83,36 @@ def _only(table: "pandas.DataFrame", records: Mapping[str, Mapping[str, Any]]) -
     """The rows of these runs."""
     runs = {tuple(record[name] for name in RUN) for record in records.values()}
     return table[[key in runs for key in table[list(RUN)].itertuples(index=False, name=None)]]
+
+
+def agreement(one: Collected, two: Collected) -> "pandas.DataFrame":
+    """How far the runs that both hold lie apart: a row a run, to tell what another machine or version changes [D].
+
+    method, capacity, seed; machine_one, machine_two; n questions; same_answers (%, own memory; NaN where a side keeps no
+    texts); retained_one, retained_two (printed mean, %); logp_difference (nats per token, own, two - one, mean) and
+    logp_apart (mean of its size). ValueError where they share no run, or a run's questions differ.
+    """
+    import pandas as pd
+
+    if not (shared := [name for name in one.records if name in two.records]):
+        raise ValueError(f"no run stands in both: {', '.join(one.records)}; and {', '.join(two.records)}")
+    rows = []
+    for name in shared:
+        run = {key: one.records[name][key] for key in RUN}
+        a, b = (_only(each.questions, {name: run}).set_index(["conversation", "number"]).sort_index() for each in (one, two))
+        if not a.index.equals(b.index):
+            raise ValueError(f"{name} was asked other questions in one than in the other: these cannot be compared")
+        texts = [table["answer_own"] if "answer_own" in table else pd.Series(index=a.index, dtype=object) for table in (a, b)]
+        told = not any(text.isna().any() for text in texts)
+        apart = b["logp_own"] - a["logp_own"]
+        retained = [_only(each.tables["summary"], {name: run})["retained_mean"].item() for each in (one, two)]
+        rows.append(run | {
+            "machine_one": _machine(one.records[name]), "machine_two": _machine(two.records[name]), "n": len(a),
+            "same_answers": 100 * (texts[0] == texts[1]).mean() if told else float("nan"),
+            "retained_one": retained[0], "retained_two": retained[1],
+            "logp_difference": apart.mean(), "logp_apart": apart.abs().mean()})
+    return pd.DataFrame(rows)
+
+
+def _machine(record: Mapping[str, Any]) -> str:
+    return record["hardware"]["gpu"] or record["hardware"]["cpu"]

@@ -100,7 +100,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def initial_state(self) -> State:
-        """P_0, drawn from the seed."""
+        """P_0, drawn from the seed, on the backbone's device."""
 
     @abstractmethod
     def write(self, state: State, H: Tensor) -> State:

@@ -97,3 +97,39 @@ def test_the_committed_study_can_be_taken_up():
     again = estimates.noise_floor(estimates.with_memory(found.questions))
     committed = pd.read_csv(STUDY / "floor.csv").set_index("method")["retained_mean"]
     assert again.set_index("method")["retained_mean"].to_dict() == pytest.approx(committed.to_dict(), rel=1e-4)
+
+
+def told(folder, method, machine, answers, logp, retained):
+    """A finished run's folder with what `agreement` compares."""
+    here = a_run(folder, method)
+    run = dict(method=method, capacity=1, seed=42)
+    pd.DataFrame([run | dict(conversation="c", number=i, answer_own=answer, logp_own=value)
+                  for i, (answer, value) in enumerate(zip(answers, logp, strict=True))]).to_parquet(here / "per_question.parquet")
+    pd.DataFrame([run | dict(retained_mean=retained)]).to_csv(here / "summary.csv", index=False)
+    files = {path.name: file_checksum(path) for path in here.iterdir() if path.name != "record.json"}
+    save_json(here / "record.json", run | dict(files=files, hardware=dict(cpu=machine, gpu=None)))
+
+
+def test_agreement_says_how_far_two_machines_lie_apart(tmp_path):
+    told(tmp_path / "one", "slot", "Xeon", ["a", "b", "c", "d"], [-1.0, -2.0, -3.0, -4.0], 10.0)
+    told(tmp_path / "one", "gated", "Xeon", ["a"], [-1.0], 9.0)
+    told(tmp_path / "two", "slot", "EPYC", ["a", "b", "c", "x"], [-1.1, -1.8, -3.0, -4.0], 12.0)
+    one, two = (collected.collect(tmp_path / name) for name in ("one", "two"))
+    (row,) = collected.agreement(one, two).to_dict("records")
+    assert (row["method"], row["machine_one"], row["machine_two"], row["n"]) == ("slot", "Xeon", "EPYC", 4)
+    assert (row["same_answers"], row["retained_one"], row["retained_two"]) == (75, 10, 12)
+    assert row["logp_difference"] == pytest.approx(0.025) and row["logp_apart"] == pytest.approx(0.075)
+    collected.save(two, tmp_path / "kept")  # without texts
+    kept = collected.collect(tmp_path / "none", tmp_path / "kept")
+    assert collected.agreement(one, kept)["same_answers"].isna().all()
+
+
+def test_agreement_compares_the_same_questions_of_the_same_runs(tmp_path):
+    told(tmp_path / "one", "slot", "Xeon", ["a", "b"], [-1.0, -2.0], 10.0)
+    told(tmp_path / "two", "slot", "EPYC", ["a"], [-1.0], 10.0)
+    told(tmp_path / "three", "gated", "EPYC", ["a"], [-1.0], 10.0)
+    one, two, three = (collected.collect(tmp_path / name) for name in ("one", "two", "three"))
+    with pytest.raises(ValueError, match="asked other questions"):
+        collected.agreement(one, two)
+    with pytest.raises(ValueError, match="no run stands in both"):
+        collected.agreement(one, three)
