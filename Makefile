@@ -13,6 +13,8 @@ SEEDS ?=
 CORES ?=
 # 1: the report adds what is made now to the runs whose tables lie in figures/ already, made elsewhere or before.
 KEEP ?=
+# Runs at a time on one GPU; empty: as many as its memory holds.
+SHARE ?=
 PROFILE ?=
 PYTEST_ARGS ?= -n 2 --dist loadscope
 
@@ -39,7 +41,7 @@ CHAPTERS := $(filter-out notebooks/9%,$(wildcard notebooks/[0-9]*.ipynb)) $(wild
 
 help: ## list the targets
 	@sed -n 's/^\([a-z.-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
-	@echo "  Variables: PRESET=smoke|quick|full BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 KEEP=1 PROFILE=slurm|kubernetes NO_VENV=1"
+	@echo "  Variables: PRESET=smoke|quick|full BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 KEEP=1 SHARE=4 PROFILE=slurm|kubernetes NO_VENV=1"
 
 setup: $(READY) ## make the environment (the others do it by themselves)
 
@@ -73,7 +75,7 @@ $(CLUSTER): $(READY)
 endif
 
 reproduce: $(READY) $(CLUSTER) ## run the study: PRESET=smoke (90 s), quick (10 min, the default) or full (the published protocol)
-	@$(RUN) notebooks/reproduce.py --preset "$(PRESET)" --backbone "$(BACKBONE)" --data "$(DATA)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(KEEP),--keep "$(KEEP)") $(if $(CORES),--cores "$(CORES)") $(if $(PROFILE),--profile "$(PROFILE)")
+	@$(RUN) notebooks/reproduce.py --preset "$(PRESET)" --backbone "$(BACKBONE)" --data "$(DATA)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(KEEP),--keep "$(KEEP)") $(if $(SHARE),--share "$(SHARE)") $(if $(CORES),--cores "$(CORES)") $(if $(PROFILE),--profile "$(PROFILE)")
 
 foretell: $(READY) ## how long a preset's runs will take on this machine, without making them: PRESET=full, and the same choices
 	@$(RUN) -m pdmem_lib foretell --preset "$(PRESET)" --backbone "$(or $(BACKBONE),auto)" --data "$(or $(DATA),auto)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(CORES),--cores "$(CORES)")

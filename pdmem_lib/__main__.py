@@ -24,7 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     foretell.add_argument("--runs", default="", help="these alone, as in slot-1x-seed42,gated-10x-seed43")
     foretell.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="runs side by side")
     foretell.add_argument("--threads", type=int, default=1, help="of one run")
-    for command in (resolve, encode, foretell):
+    hold = commands.add_parser("banks", help="what a whole conversation leaves in a bank: its directions, and which are its own")
+    hold.add_argument("--seeds", default="42,43,44", help="comma list")
+    hold.add_argument("--out", help="a CSV file for the table")
+    for command in (resolve, encode, foretell, hold):
         command.add_argument("--backbone", default="auto", help="auto, gpt2, smollm2-135m, tiny-gpt2, a hub name, a folder")
         command.add_argument("--data", default="auto", help="auto, locomo, synthetic, or a LoCoMo-format JSON file")
         command.add_argument("--preset", default="quick", help=", ".join(experiment.PRESETS))
@@ -56,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "foretell":
             return _foretell(given, backbone, data)
         loaded = experiment.load_data(data, given.preset)
+        if given.command == "banks":
+            return _banks(given, backbone, loaded)
         tokens = experiment.encode(load_backbone(backbone), loaded, experiment.Experiment(preset=given.preset))
         turns = sum(len(c.turns) for c in loaded.conversations)
         print(f"encoded {turns:,} turns ({tokens:,} tokens) of {data} with {backbone}")
@@ -64,6 +69,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    return 0
+
+
+def _banks(given: argparse.Namespace, backbone: str, data: experiment.Data) -> int:
+    from .banks import bank_table
+
+    table = bank_table(load_backbone(backbone), data.conversations, seeds=[int(seed) for seed in given.seeds.split(",")])
+    table["backbone"] = backbone
+    means = table.groupby(["method", "capacity"], sort=False)[["rows", "effective_rank", "row_spread", "cosine"]]
+    print(means.agg(["min", "median", "max"]).drop(columns=[("rows", "min"), ("rows", "max")]).to_string(float_format="%.3g"))
+    if given.out:
+        table.to_csv(given.out, index=False, float_format="%.4g")
     return 0
 
 

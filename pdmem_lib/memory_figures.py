@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
+from . import banks
 from ._maps import (BLUE, ORANGE, PALE, SEQUENTIAL, SPARSE, array_of, block_means, colour_bar, framed, heat_map,
                     log_ticks, moved_inside, name_margin, named_axis, names_of, numbered, round_steps, round_tick,
                     shares_of, token_text)
@@ -95,13 +97,9 @@ def hebbian_matrix(M: ArrayLike, subtitle: str) -> go.Figure:
 
 
 def effective_rank(matrix: ArrayLike) -> float:
-    """exp of the entropy of the singular values as shares of their sum (Roy and Vetterli, 2007); 0 for only zeros.
-
-    1 when all rows point along one line, the number of rows when they are orthogonal and of one length.
-    """
-    values = np.linalg.svd(array_of(matrix, "matrix", "M d"), compute_uv=False)
-    parts = values[values > 0] / (values.sum() or 1)
-    return float(np.exp(-(parts * np.log(parts)).sum())) if len(parts) else 0.0
+    """`banks.effective_rank` of an array: 1 when all rows point along one line, the number of rows when they are
+    orthogonal and of one length."""
+    return banks.effective_rank(torch.from_numpy(array_of(matrix, "matrix", "M d")))
 
 
 def bank_spread(history: Mapping[str, ArrayLike], subtitle: str,
