@@ -73,11 +73,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _banks(given: argparse.Namespace, backbone: str, data: experiment.Data) -> int:
+    import pandas
+
     from .banks import bank_table
 
-    table = bank_table(load_backbone(backbone), data.conversations, seeds=[int(seed) for seed in given.seeds.split(",")])
+    loaded, seeds = load_backbone(backbone), [int(seed) for seed in given.seeds.split(",")]
+    table = pandas.concat([bank_table(loaded, data.conversations, seeds=seeds, centred=centred) for centred in (False, True)])
     table["backbone"] = backbone
-    means = table.groupby(["method", "capacity"], sort=False)[["rows", "effective_rank", "row_spread", "cosine"]]
+    means = table.groupby(["centred", "method", "capacity"], sort=False)[["rows", "effective_rank", "row_spread", "cosine"]]
     print(means.agg(["min", "median", "max"]).drop(columns=[("rows", "min"), ("rows", "max")]).to_string(float_format="%.3g"))
     if given.out:
         table.to_csv(given.out, index=False, float_format="%.4g")

@@ -5,7 +5,7 @@ training: a bank whose rows all lie along one line holds one vector, whatever it
 every other conversation's does can tell a reader little of its own.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,15 +39,20 @@ def row_spread(bank: Tensor) -> float:
 
 
 def bank_table(backbone: Backbone, conversations: Sequence[Conversation], methods: Iterable[str] = WRITERS,
-               capacities: Iterable[int] = (1, 10), seeds: Iterable[int] = (42,), progress: bool = True) -> "pandas.DataFrame":
+               capacities: Iterable[int] = (1, 10), seeds: Iterable[int] = (42,), centred: bool = False,
+               progress: bool = True) -> "pandas.DataFrame":
     """The banks after whole conversations: a row a method, capacity, seed and conversation.
 
     rows (M), effective_rank and row_spread as above, and cosine: between this bank and another conversation's, as a
-    reader has them (rows at unit length; M.4's matrix as it is), mean over the others, NaN without one.
+    reader has them (rows at unit length; M.4's matrix as it is), mean over the others, NaN without one. ``centred``: what
+    is written is each hidden state less the mean state of the other conversations, to see what that mean does; no method
+    of the study writes so, and a single conversation has no such mean (ValueError).
     """
     import pandas as pd
 
-    states = encode_all(backbone, conversations, progress)
+    states: Mapping[str, Sequence[Tensor]] = encode_all(backbone, conversations, progress)
+    if centred:
+        states = _centred(states)
     table = []
     for method in methods:
         for capacity in capacities:
@@ -61,7 +66,17 @@ def bank_table(backbone: Backbone, conversations: Sequence[Conversation], method
                 for id, bank in banks.items():
                     others = [torch.cosine_similarity(read[id].flatten(), read[other].flatten(), dim=0).item()
                               for other in read if other != id]
-                    table.append(dict(method=method, capacity=capacity, seed=seed, conversation=id, rows=len(bank),
+                    table.append(dict(method=method, capacity=capacity, seed=seed, centred=centred, conversation=id, rows=len(bank),
                                       effective_rank=effective_rank(bank), row_spread=row_spread(bank),
                                       cosine=sum(others) / len(others) if others else float("nan")))
     return pd.DataFrame(table)
+
+
+def _centred(states: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
+    """Every hidden state less the mean over the tokens of all other conversations."""
+    if len(states) < 2:
+        raise ValueError("one conversation has no others whose mean state could be taken away: give two or more")
+    sums = {id: torch.stack([H.sum(dim=0) for H in turns]).sum(dim=0) for id, turns in states.items()}  # (d,)
+    tokens = {id: sum(len(H) for H in turns) for id, turns in states.items()}
+    total, count = sum(sums.values()), sum(tokens.values())
+    return {id: [H - (total - sums[id]) / (count - tokens[id]) for H in turns] for id, turns in states.items()}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -186,14 +187,15 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
     stock = dict(scaling=scaling, dropout=dropout, **kwargs)
     if memory is None and not by_matmul:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **stock)[0], None
+    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave float32, which each product would cast anew
+        query, key = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key))
     B, h, T, dk = query.shape
     h_kv, S = key.shape[1], key.shape[2]
     grouped = (query * (dk**-0.5 if scaling is None else scaling)).view(B, h_kv, h // h_kv, T, dk)
-    visible = attention_mask  # (B or 1, 1, T, S) bool; transformers leaves it out where it is plainly causal
-    if visible is None:
-        visible = torch.ones(T, S, dtype=torch.bool, device=query.device).tril(S - T)[None, None]
+    # (B or 1, 1, T, S) bool; transformers leaves the mask out where it is plainly causal
+    hidden = _ahead(T, S, query.device) if attention_mask is None else ~attention_mask
     to_input = _shared(grouped, key.mT)  # (B, h_kv, r, T, S)
-    to_input = to_input.masked_fill(~visible[:, :, None], torch.finfo(to_input.dtype).min)
+    to_input = to_input.masked_fill(hidden[:, :, None], torch.finfo(to_input.dtype).min)
     if by_matmul:
         plain = _by_head(_shared(to_input.softmax(dim=-1), value))
     else:
@@ -213,9 +215,9 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
 
     # the input is one more column, whose weight is the softmax mass on all of it and whose value is the plain output
     weights = torch.cat([to_memory, lse_input], dim=-1).softmax(dim=-1)  # (B, h_kv, r, T, M + 1), float32
-    values = pad(memory.values, (0, 0, 0, 1))  # the last column is added below
-    joint = _by_run("bhrtm,hmd->bhrtd", weights.to(value.dtype), values, memory.rows)
-    joint = _by_head(joint) + _by_head(weights[..., -1:]).to(value.dtype) * plain
+    values, shares = pad(memory.values, (0, 0, 0, 1)), weights.to(value.dtype)  # the last column is added below
+    joint = _by_run("bhrtm,hmd->bhrtd", shares, values, memory.rows)
+    joint = _by_head(joint) + _by_head(shares[..., -1:]) * plain
     change = joint - plain
     if gate is not None:  # plain + tanh(gate) (joint - plain), which is plain itself at gate 0
         change = gate[:, None].to(value.dtype) * change
@@ -223,6 +225,13 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
         let_in = 1 if gate is None else gate.abs().view(h_kv, -1, 1, 1)
         memory.seen.append((let_in * weights[..., :-1]).detach().flatten(1, 2))  # (B, h, T, M)
     return plain + change, None
+
+
+@lru_cache(maxsize=32)
+def _ahead(T: int, S: int, device: torch.device) -> Tensor:
+    """(1, 1, T, S) bool: which of S columns lie ahead of each of the last T; one for all blocks of a pass."""
+    with torch.inference_mode(False):  # a pass with gradients may use it later
+        return torch.ones(T, S, dtype=torch.bool, device=device).triu(S - T + 1)[None, None]
 
 
 def _fused_reads(memory: KeyValues) -> bool:

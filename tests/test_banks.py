@@ -37,6 +37,17 @@ def test_the_table_is_of_the_banks_that_are_read(tiny):
     pair = banks.bank_table(tiny, [one, two], ["slot"], (1,), progress=False)
     assert pair["cosine"].tolist() == pytest.approx([torch.cosine_similarity(*(P.flatten() for P in written), dim=0).item()] * 2)
     assert banks.bank_table(tiny, [one], ["hebbian"], (1,), progress=False)["cosine"].isna().all()
+    with pytest.raises(ValueError, match="give two or more"):
+        banks.bank_table(tiny, [one], ["hebbian"], (1,), centred=True, progress=False)
+
+
+def test_centred_states_lack_the_mean_of_the_others():
+    generator = torch.Generator().manual_seed(0)
+    states = {id: [torch.randn(n, 4, generator=generator) + 5 for n in (3, 2)] for id in "abc"}
+    found = banks._centred(states)
+    mean = torch.cat([H for id in "bc" for H in states[id]]).mean(dim=0)
+    torch.testing.assert_close(found["a"][1], states["a"][1] - mean)
+    assert states["a"][0].mean() > 3  # what was given is left alone
 
 
 def test_the_command_prints_and_keeps_it(tmp_path, capsys):
@@ -44,4 +55,4 @@ def test_the_command_prints_and_keeps_it(tmp_path, capsys):
     assert command.main(["banks", "--preset", "smoke", "--seeds", "42", "--out", str(out)]) == 0
     assert "effective_rank" in capsys.readouterr().out
     table = pd.read_csv(out)
-    assert set(table["backbone"]) == {"tiny-gpt2"} and set(table["capacity"]) == {1, 10}
+    assert set(table["backbone"]) == {"tiny-gpt2"} and set(table["capacity"]) == {1, 10} and set(table["centred"]) == {False, True}
