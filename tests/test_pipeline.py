@@ -125,6 +125,19 @@ def test_unknown_settings_are_refused_with_the_known_ones(workplace, key, value,
 
 
 @pytest.mark.slow
+def test_runs_share_a_gpu_or_take_turns(workplace, monkeypatch):
+    """By counts alone: no GPU is touched."""
+    monkeypatch.setenv("STUB_SECONDS", "4")
+    for share, apart in ((1, lambda seconds: seconds >= 4), (2, lambda seconds: seconds < 4)):
+        result = snakemake("--quiet", gpu=1, share=share, methods="slot,gated", runs=f"runs-{share}")
+        assert result.returncode == 0, result.stderr
+        ended = sorted(records(f"runs-{share}").values())
+        assert len(ended) == 2 and apart((ended[1] - ended[0]) / 1e9)
+    refused = snakemake("--dry-run", gpu=1, share=0)
+    assert refused.returncode != 0 and "a whole number from 1 on" in refused.stdout + refused.stderr
+
+
+@pytest.mark.slow
 def test_a_failed_run_stops_no_other_and_is_named_and_only_it_runs_again(workplace, monkeypatch):
     command = reproduce(methods="slot,gated,M.1")
     monkeypatch.setenv("STUB_FAILS", "gated")
