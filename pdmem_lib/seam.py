@@ -227,7 +227,7 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
     return plain + change, None
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=2)  # a pass asks for one, block after block; a long one is large
 def _ahead(T: int, S: int, device: torch.device) -> Tensor:
     """(1, 1, T, S) bool: which of S columns lie ahead of each of the last T; one for all blocks of a pass."""
     with torch.inference_mode(False):  # a pass with gradients may use it later
