@@ -187,8 +187,6 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
     stock = dict(scaling=scaling, dropout=dropout, **kwargs)
     if memory is None and not by_matmul:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **stock)[0], None
-    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave float32, which each product would cast anew
-        query, key = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key))
     B, h, T, dk = query.shape
     h_kv, S = key.shape[1], key.shape[2]
     grouped = (query * (dk**-0.5 if scaling is None else scaling)).view(B, h_kv, h // h_kv, T, dk)
@@ -215,9 +213,9 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
 
     # the input is one more column, whose weight is the softmax mass on all of it and whose value is the plain output
     weights = torch.cat([to_memory, lse_input], dim=-1).softmax(dim=-1)  # (B, h_kv, r, T, M + 1), float32
-    values, shares = pad(memory.values, (0, 0, 0, 1)), weights.to(value.dtype)  # the last column is added below
-    joint = _by_run("bhrtm,hmd->bhrtd", shares, values, memory.rows)
-    joint = _by_head(joint) + _by_head(shares[..., -1:]) * plain
+    values = pad(memory.values, (0, 0, 0, 1))  # the last column is added below
+    joint = _by_run("bhrtm,hmd->bhrtd", weights.to(value.dtype), values, memory.rows)
+    joint = _by_head(joint) + _by_head(weights[..., -1:]).to(value.dtype) * plain
     change = joint - plain
     if gate is not None:  # plain + tanh(gate) (joint - plain), which is plain itself at gate 0
         change = gate[:, None].to(value.dtype) * change
