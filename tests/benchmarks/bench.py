@@ -25,7 +25,7 @@ import torch
 
 import pdmem_lib as pdmem
 from pdmem_lib import cost_figures, figures, states
-from pdmem_lib.backbone import length_sorted_batches
+from pdmem_lib.backbone import GPU_TOKENS, length_sorted_batches
 from pdmem_lib.memory import prompt_text, target_ids
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -148,10 +148,11 @@ def empty_cache() -> Iterator[None]:
 def encode(bench: Bench) -> Iterator[dict]:
     """All conversations' turns, cache cold, tokenised and saved, against ideal length-sorted batches: a round each."""
     backbone, model, found = bench.backbone, bench.bare, []
+    batch_tokens = 1024 if backbone.device.type == "cpu" else GPU_TOKENS  # as ours
     for i, conversation in enumerate(bench.data.conversations):
         rows = [backbone.token_ids(str(turn)) for turn in conversation.turns]
         batches = [backbone.pad([rows[j] for j in batch], side="right")[0]
-                   for batch in length_sorted_batches([len(row) for row in rows], backbone.at_once(1024))]
+                   for batch in length_sorted_batches([len(row) for row in rows], batch_tokens)]
 
         def theirs() -> None:
             with torch.no_grad(), backbone.autocast("auto"):
@@ -202,7 +203,7 @@ def peak(bench: Bench) -> Iterator[dict]:
 
     wide = 32 * 1024
     works = {"forward, 1,024 tokens": passes(1024), "forward, 32,768 tokens": passes(wide),
-             "encode": lambda: backbone.encode(turns, "auto", progress=False),
+             "encode, 4,096 tokens": lambda: backbone.encode(turns, "auto", 4096, progress=False),
              "encode, 32,768 tokens": lambda: backbone.encode(turns, "auto", wide, progress=False)}
     for name, work in works.items():
         share = bench.ratio(work, product, 3)  # seconds of one over the other's: times the arithmetic, its share
