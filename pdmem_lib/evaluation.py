@@ -349,16 +349,13 @@ class _Asker:
     @torch.no_grad()
     def log_probs(self, rows: Sequence[int], memories: Sequence[Memory]) -> list[list[float]]:
         """Log-probability of each gold answer, nats per token, (memories, rows)."""
-        order = sorted(rows, key=lambda i: len(self.asked[i][2].question) + len(self.asked[i][2].answer))
-        value: dict[int, list[float]] = {}
-        size = self._batch_size(memories)
+        def on_batch(n: int) -> None:
+            self.on_batch(n * len(memories))
+
+        questions, gold = zip(*((self.asked[i][2].question, self.asked[i][2].answer) for i in rows), strict=True)
         with self.model.backbone.autocast(self.s.autocast):
-            for batch in (order[a : a + size] for a in range(0, len(order), size)):
-                score = self.model.scores_under(memories, [self.asked[i][2].question for i in batch],
-                                                [self.asked[i][2].answer for i in batch])
-                value.update(zip(batch, (score.log_prob / score.tokens).T.tolist(), strict=True))
-                self.on_batch(len(batch) * len(memories))
-        return [list(each) for each in zip(*(value[i] for i in rows), strict=True)]
+            score = self.model.scores_under(memories, questions, gold, batch_size=self._batch_size(memories), on_batch=on_batch)
+        return (score.log_prob / score.tokens).tolist()
 
 
 def _write_banks(model: MemoryModel, conversations: Sequence[Conversation], asked, states, s: EvaluateSettings):

@@ -106,13 +106,12 @@ def _answering(model: MemoryModel, asked, s: EvaluateSettings, rows: Sequence[in
 
 def _scoring(model: MemoryModel, asked, s: EvaluateSettings, rows: Sequence[int], memories: int) -> Counter:
     """Of `_Asker.log_probs`: memories read, and tokens of prompts and answers (padded)."""
-    work = Counter()
-    order = sorted(rows, key=lambda i: len(asked[i][2].question) + len(asked[i][2].answer))
-    for batch in _cut(order, _Asker(model, asked, s, _nothing)._batch_size([""] * memories)):
-        longest = max(len(model.backbone.token_ids(prompts.prompt_text(asked[i][2].question)))
-                      + len(prompts.target_ids(model.backbone, asked[i][2].answer)) for i in batch)
-        work["score: token"] += memories * len(batch) * longest
-        work["score: memory"] += memories
+    backbone, work = model.backbone, Counter()
+    length = {i: len(backbone.token_ids(prompts.prompt_text(asked[i][2].question)))
+              + len(prompts.target_ids(backbone, asked[i][2].answer)) for i in rows}
+    batches = list(_cut(sorted(rows, key=length.__getitem__), _Asker(model, asked, s, _nothing)._batch_size([""] * memories)))
+    work["score: token"] = memories * sum(len(batch) * max(length[i] for i in batch) for batch in batches)
+    work["score: memory"] = memories * (len(batches) if model.adapter.needs_inputs else 1)
     return work
 
 

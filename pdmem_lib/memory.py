@@ -215,16 +215,33 @@ class MemoryModel:
         return AnswerScore(score.log_prob[0], score.tokens[0])
 
     def scores_under(self, memories: Sequence[Memory], questions: Sequence[str], answers: Sequence[str],
-                     contexts: Sequence[str] | None = None) -> AnswerScore:
-        """`score` under each of several memories in one pass: log_prob and tokens are (memories, B)."""
+                     contexts: Sequence[str] | None = None, batch_size: int | None = None, on_batch=None) -> AnswerScore:
+        """`score` under each of several memories, asked together: log_prob and tokens are (memories, B).
+
+        With ``batch_size`` so many questions a pass, of near-equal length, and what is read of the memories is made once
+        for all passes. ``on_batch(n)`` is called after each of n questions.
+        """
         if len(questions) != len(answers) or not questions:
             raise ValueError(f"{len(questions)} questions and {len(answers)} answers: give as many, and at least one")
         prompts = [self.backbone.token_ids(text) for text in _prompts(questions, contexts)]
         targets = [target_ids(self.backbone, answer) for answer in answers]
-        for p, t in zip(prompts, targets, strict=True):
-            self._fitting(p + t)
-        score = score_targets(self.backbone, *self._rows_under(memories, prompts, targets))
-        return AnswerScore(*(x.view(len(memories), -1) for x in (score.log_prob, score.tokens)))
+        lengths = [len(self._fitting(p + t)) for p, t in zip(prompts, targets, strict=True)]
+        size = batch_size or len(lengths)
+        order = sorted(range(len(lengths)), key=lengths.__getitem__ if batch_size else int)
+        log_probs, tokens = [], []
+        for a in range(0, len(order), size):
+            batch = order[a : a + size]
+            ids, mask, question = self._rows([prompts[i] for i in batch], [targets[i] for i in batch])
+            if a == 0 or self.adapter.needs_inputs:  # else all batches share what was read first
+                injection = self._injection_for(memories, ids, question)
+            rows = (x.repeat(len(memories), 1) for x in (ids, mask, question))  # (memories * B, T)
+            score = score_targets(self.backbone, *rows, injection)
+            log_probs.append(score.log_prob.view(len(memories), -1))
+            tokens.append(score.tokens.view(len(memories), -1))
+            if on_batch:
+                on_batch(len(batch))
+        place = torch.tensor(order, device=self.backbone.device).argsort()
+        return AnswerScore(*(torch.cat(each, dim=1).index_select(1, place) for each in (log_probs, tokens)))  # (memories, B)
 
     def score_pairs(self, memories: Sequence[Memory], questions: Sequence[str], answers: Sequence[str]) -> AnswerScore:
         """`score` of answer i to question i under memory i, in one pass, to train on several banks [D]."""

@@ -243,10 +243,12 @@ class Prefix(AttentionCoupledBank, KeyValueReader):
     """M.1: soft tokens ``S = P W_P`` in front of the input, through every frozen block [A, C].
 
     Under a causal mask what the soft tokens compute does not depend on the question: they pass through the blocks once
-    a batch, and every question reads their keys and values. They all stand at position 0, so the input keeps its own.
+    a batch, and every question reads their keys and values. They all stand at position 0, so the input keeps its own;
+    and where they are copies, as rule 1 makes them after some hundred turns at 10x, one passes for all.
     """
 
     title, alias = "Prefix", "M.1"
+    COPIES: ClassVar[float] = 1e-6  # rows so near to each other, relative to the largest component, are one [D]
 
     def __init__(self, backbone: Backbone, settings: MemorySettings):
         super().__init__(backbone, settings)
@@ -259,8 +261,13 @@ class Prefix(AttentionCoupledBank, KeyValueReader):
         return self.read_each([state], [inputs])
 
     def read_each(self, states: Sequence[State], inputs: Sequence[Inputs | None]) -> Injection:
-        soft = self.scaled(torch.stack([state["P"] for state in states])) @ self.read_P  # (Bm, M, d)
-        return [KeyValues(k, v, gate=self.gate_of(i)) for i, (k, v) in enumerate(self.run_blocks(soft))]
+        banks = torch.stack([state["P"] for state in states])  # (Bm, M, d)
+        M, spread = banks.shape[1], (banks - banks[:, :1]).abs().amax(dim=(1, 2))  # spread: (Bm,)
+        if bool((spread <= self.COPIES * banks.abs().amax(dim=(1, 2))).all()):
+            banks = banks[:, :1]  # (Bm, 1, d)
+        soft = self.scaled(banks) @ self.read_P  # (Bm, M or 1, d)
+        return [KeyValues(k.expand(-1, -1, M, -1), v.expand(-1, -1, M, -1), gate=self.gate_of(i))
+                for i, (k, v) in enumerate(self.run_blocks(soft))]
 
 
 class KVExtension(AttentionCoupledBank, KeyValueReader):

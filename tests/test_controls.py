@@ -49,7 +49,7 @@ class Planted(MemoryModel):
     def answers_under(self, memories, questions, max_new_tokens=24, batch_size=32, on_batch=None, contexts=None, drafts=None):
         return [[self.gold[q] if self.knows(q, memory) else "zzz" for q in questions] for memory in memories]
 
-    def scores_under(self, memories, questions, answers, contexts=None):
+    def scores_under(self, memories, questions, answers, contexts=None, batch_size=None, on_batch=None):
         values = [[self.log_prob(q, memory) for q in questions] for memory in memories]
         return AnswerScore(torch.tensor(values), torch.ones(len(memories), len(questions)))
 
@@ -159,6 +159,13 @@ def test_asked_together_is_asked_alone(model, method, capacity):
     for memory, answers, log_prob in zip(memories, together, score.log_prob, strict=True):
         assert answers == m.answer(questions, 5, memory)
         torch.testing.assert_close(log_prob, m.score(questions, gold, memory).log_prob, rtol=1e-4, atol=1e-4)
+    reads, read = m.adapter.read_each, []
+    m.adapter.read_each = lambda *given: read.append(given) or reads(*given)
+    seen = []
+    few = m.scores_under(memories, questions, gold, batch_size=2, on_batch=seen.append)
+    torch.testing.assert_close(few.log_prob, score.log_prob, rtol=1e-4, atol=1e-4)
+    assert torch.equal(few.tokens, score.tokens) and seen == [2, 1]
+    assert len(read) == (2 if m.adapter.needs_inputs else 1)  # else both passes share what the first one read
     with pytest.raises(ValueError, match="ask it alone"):
         m.answers_under(["own", "off"], questions)
 

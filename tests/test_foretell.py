@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pdmem_lib as pdmem
-from pdmem_lib import cost_figures, evaluation, experiment, foretell, states
+from pdmem_lib import cost_figures, evaluation, experiment, foretell, memory, states
 from pdmem_lib.experiment import Experiment
 from pdmem_lib.memory import MemoryModel
 
@@ -32,19 +32,26 @@ def test_what_is_counted_is_what_a_run_does(tiny, smoke, method, monkeypatch):
     asked, model = built(tiny, method)
     done, write = Counter(), type(model.adapter).write
     reads, scores, steps = type(model).answers_under, type(model).scores_under, []
+    injects, passes, scoring = type(model)._injection_for, memory.score_targets, []
 
     def answers(self, memories, questions, *rest, **more):
         kind = "rows guessed" if more.get("drafts") else "rows asked"
         done[kind] += len(memories) * len(questions) * (memories[0] != "off")
         return reads(self, memories, questions, *rest, **more)
 
-    def scored(self, memories, questions, answers, contexts=None):
-        if not torch.is_grad_enabled() and memories[0] != "off":
-            rows = [len(tiny.token_ids(foretell.prompts.prompt_text(q))) + len(foretell.prompts.target_ids(tiny, a))
-                    for q, a in zip(questions, answers, strict=True)]
-            done["score: token"] += len(memories) * len(rows) * max(rows)
-            done["score: memory"] += len(memories)
-        return scores(self, memories, questions, answers, contexts)
+    def scored(self, memories, *rest, **more):
+        scoring.append(not torch.is_grad_enabled() and memories[0] != "off")
+        found = scores(self, memories, *rest, **more)
+        scoring.clear()
+        return found
+
+    def injected(self, memories, *rest, **more):
+        done["score: memory"] += len(memories) * scoring[:1].count(True)
+        return injects(self, memories, *rest, **more)
+
+    def passed(backbone, ids, *rest):
+        done["score: token"] += ids.numel() * scoring[:1].count(True)
+        return passes(backbone, ids, *rest)
 
     def turn(self, state, H):
         done["turn"] += 1
@@ -54,6 +61,9 @@ def test_what_is_counted_is_what_a_run_does(tiny, smoke, method, monkeypatch):
     evaluation.frozen_answers(tiny, [q for *_, q in sample], asked.evaluate_settings)
     monkeypatch.setattr(MemoryModel, "answers_under", answers)
     monkeypatch.setattr(MemoryModel, "scores_under", scored)
+    monkeypatch.setattr(MemoryModel, "_injection_for", injected)
+    monkeypatch.setattr(memory, "score_targets", passed)
+    monkeypatch.setattr(evaluation, "ROWS", 24)  # so that a conversation's questions are scored in several passes
     monkeypatch.setattr(type(model.adapter), "write", turn)
     pdmem.train(model, smoke.train, on_step=steps.append, **vars(asked.train_settings) | {"progress": False})
     pdmem.evaluate(model, smoke.test, **vars(asked.evaluate_settings) | {"progress": False})

@@ -442,6 +442,27 @@ def test_ungated_prefix_equals_soft_tokens_in_front(tiny, plain, model):
     torch.testing.assert_close(m.logits(TEXT), naive, rtol=1e-3, atol=1e-3)
 
 
+def test_soft_tokens_that_are_copies_pass_the_blocks_once(model, monkeypatch):
+    """Which changes nothing: a loss, its gradient and the attention are those of all copies; others all pass."""
+    m, widths = loud(model("prefix", capacity=10)), []
+    row = m.state["P"][:1]
+    noise = torch.randn(m.state["P"].shape, generator=torch.Generator().manual_seed(1)).to(row)
+    copies, alike = ({"P": row * (1 + size * noise)} for size in (1e-7, 1e-4))
+    run = m.adapter.run_blocks
+    monkeypatch.setattr(m.adapter, "run_blocks", lambda soft: widths.append(soft.shape[1]) or run(soft))
+
+    def read(state):
+        loss = m.loss(QUESTIONS, ANSWERS, memory=state)
+        return [loss.detach(), *torch.autograd.grad(loss, m.parameters()), m.attention_to_memory(TEXT, memory=state)]
+
+    once = read(copies)
+    read(alike)
+    m.scores_under([copies, "own"], QUESTIONS, ANSWERS)
+    monkeypatch.setattr(type(m.adapter), "COPIES", -1)
+    torch.testing.assert_close(once, read(copies), rtol=1e-4, atol=1e-5)
+    assert once[-1].shape[-1] == 640 and widths == [1, 1, 640, 640, 640, 640, 640]
+
+
 @pytest.mark.parametrize("method", ["cross_attention", "gated"])
 def test_branches_equal_a_loop_over_heads(model, method):
     m = loud(model(method))
