@@ -113,9 +113,11 @@ def elsewhere(asked):
 def foretell(command, config, settings):
     """Print how long the runs that Snakemake would make now will take; measures for minutes. An error stops nothing."""
     dry = subprocess.run([*command, "--dry-run", *config], capture_output=True, text=True, check=False)
-    jobs = re.findall(r"wildcards: method=([\w.]+), capacity=(\d+), seed=(\d+)", dry.stdout + dry.stderr)
+    said = dry.stdout + dry.stderr
+    jobs = re.findall(r"wildcards: method=([\w.]+), capacity=(\d+), seed=(\d+)", said)
     runs = ",".join(f"{method}-{capacity}x-seed{seed}" for method, capacity, seed in jobs)
     if runs:
+        settings = settings | {"folder": json.loads(re.search(r"^results (.*)$", said, flags=re.MULTILINE)[1])["runs"]}
         given = [f"--{key}={value}" for key, value in settings.items() if key != "why" and value]
         subprocess.run([sys.executable, "-m", "pdmem_lib", "foretell", f"--runs={runs}", *given], check=False,
                        env=os.environ | {MARK: os.getcwd()})

@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     foretell.add_argument("--runs", default="", help="these alone, as in slot-1x-seed42,gated-10x-seed43")
     foretell.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="runs side by side")
     foretell.add_argument("--threads", type=int, default=1, help="of one run")
+    foretell.add_argument("--folder", help="of the runs: what their checkpoints hold need not be trained again")
     hold = commands.add_parser("banks", help="what a whole conversation leaves in a bank: its directions, and which are its own")
     hold.add_argument("--seeds", default="42,43,44", help="comma list")
     hold.add_argument("--out", help="a CSV file for the table")
@@ -97,7 +98,7 @@ def _foretell(given: argparse.Namespace, backbone: str, data: str) -> int:
     methods = chosen(given.methods, preset.methods, lambda name: experiment.Experiment(method=name).method)
     grid = experiment.grid(methods, chosen(given.capacities, preset.capacities), chosen(given.seeds, preset.seeds))
     runs = chosen(given.runs, grid, experiment.run_of)
-    for line in lines(foretell(runs, backbone, data, given.preset, given.cores, given.threads, say)):
+    for line in lines(foretell(runs, backbone, data, given.preset, given.cores, given.threads, say, given.folder)):
         say(line)
     return 0
 

@@ -42,6 +42,14 @@ def identity(model: MemoryModel, conversations: Iterable[Conversation], banks: M
     }
 
 
+def steps_done(file: str | Path) -> int:
+    """How many steps the checkpoint ``file`` holds; 0 where there is none, or it is damaged."""
+    try:
+        return len(load_tensors(file)[0]["history"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
 class Checkpoint:
     """The checkpoint ``file`` of the training that ``run`` names; kept at most every ``seconds``."""
 

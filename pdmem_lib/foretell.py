@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from heapq import heapreplace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,12 +28,13 @@ import torch
 from . import memory as prompts
 from . import provenance, references
 from .backbone import TINY_NAMES, Backbone, load_backbone, use_bf16
+from .checkpoints import steps_done
 from .estimates import FORMAT
 from .evaluation import EvaluateSettings, _Asker, _jobs, checkpoints, frozen_file, rounds, sample_questions
 from .experiment import PRESETS, Data, Experiment, load_data, resolve, runs_per_gpu
 from .memory import MemoryModel
 from .states import states_file
-from .training import num_steps, train, training_questions
+from .training import num_steps, take_step, training_questions
 
 if TYPE_CHECKING:
     import pandas
@@ -43,6 +45,7 @@ SAME = 0.88  # of guessed answers, the share that is the guess word for word: un
 DRIFT = {"low": 0.9, "seconds": 1.0, "high": 1.1}
 PAPERMILL = 10.0  # seconds of a run beside its work and one loading of all: interpreters, first calls, files [D]
 TURNS = 60  # that a look writes and traces
+MORE = 4  # times that a look writes them again, for a bank as full as a whole conversation leaves it
 BATCHES = 3  # of a training, of near-equal length each, that a look takes a step on
 LOOK = {True: 3, False: 30}  # seconds of one look, about: whether the backbone is a tiny one
 BEGIN = 15  # seconds until the looks begin, about
@@ -129,11 +132,11 @@ def look(model: MemoryModel, data: Data, experiment: Experiment, hidden: Sequenc
         return seconds
     s = experiment.evaluate_settings
     asked = sample_questions(data.test, s.questions_per_bucket)
-    seconds["step"] = _step_seconds(model, data, experiment)
     if model.adapter.initial_state():
         model.reset()
         model.write_hidden(hidden[:2])  # warm up
         seconds["turn"] = _time(lambda: model.write_hidden(hidden)) / len(hidden)
+        model.write_hidden([*hidden] * MORE)
         texts = [q for *_, q in asked if q.evidence]
         if texts:
             frozen = model.backbone.encode([prompts.PROMPT.format(question=q.question) for q in texts[:8]], s.autocast,
@@ -143,6 +146,7 @@ def look(model: MemoryModel, data: Data, experiment: Experiment, hidden: Sequenc
             few = texts[: provenance.BATCH]
             seconds["question traced"] = _time(
                 lambda: provenance._conversation_scores(model, few, hidden[:2], False, s.autocast)) / len(few)
+    seconds["step"] = _step_seconds(model, data, experiment)
     (_, memories), *_ = _jobs(model, asked, {asked[0][0]: model.state} if model.state else {})
     return seconds | _reading_seconds(model, asked, s, [memory for _, memory in memories])
 
@@ -153,12 +157,11 @@ def _step_seconds(model: MemoryModel, data: Data, experiment: Experiment) -> flo
     chosen = training_questions(data.train, t, torch.Generator().manual_seed(t.seed))
     chosen = sorted((q for _, q in chosen), key=lambda q: len(q.question) + len(q.answer))
     parts = np.array_split(np.arange(len(chosen)), min(BATCHES, -(-len(chosen) // t.batch_size)))
-    middle = [part[max(0, len(part) - t.batch_size) // 2 :][: t.batch_size] for part in parts]
-    short = dict(vars(t), epochs=1, max_questions=None, memory="initial", warmup_steps=0, lr=1e-6, progress=False)
-    some = replace(data.train[0], questions=tuple(chosen[i] for part in middle for i in part))
-    train(model, [replace(some, questions=some.questions[:2])], **short)  # warm up
-    steps = num_steps([some.id] * len(some.questions), replace(t, epochs=1))
-    return _time(lambda: train(model, [some], **short)) / steps
+    batches = [[chosen[i] for i in part[max(0, len(part) - t.batch_size) // 2 :][: t.batch_size]] for part in parts]
+    bank = model.state if t.memory == "own" else model.adapter.initial_state()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    take_step(model, optimizer, batches[0][:2], bank, t)  # warm up
+    return _time(lambda: [take_step(model, optimizer, batch, bank, t) for batch in batches]) / len(batches)
 
 
 def _trace(model: MemoryModel, hidden: Sequence[torch.Tensor], frozen: Sequence[torch.Tensor], questions: int) -> None:
@@ -304,10 +307,11 @@ class Foretold:
 
 
 def foretell(runs: Sequence[tuple[str, int, int]], backbone: str = "auto", data: str = "auto", preset: str = "full",
-             cores: int = 2, threads: int = 1, say: Callable[[str], object] = print) -> Foretold:
+             cores: int = 2, threads: int = 1, say: Callable[[str], object] = print,
+             folder: str | Path | None = None) -> Foretold:
     """How long ``runs`` (method, capacity, seed) of a preset will take on ``cores``, ``threads`` each.
 
-    Takes about `LOOK` seconds for each method and capacity, shared by the cores, and says so to ``say`` before.
+    ``folder``: where they are made; what a killed one has trained already, by its checkpoint there, is left out. Takes about `LOOK` seconds for each method and capacity, shared by the cores, and says so to ``say`` before.
     """
     import pandas as pd
 
@@ -336,6 +340,8 @@ def foretell(runs: Sequence[tuple[str, int, int]], backbone: str = "auto", data:
     for method, capacity, seed in runs:
         told = means[method, capacity]
         once, told["first"] = told["first"], 0.0  # only the first run of its kind makes what others find
+        if folder is not None:
+            once -= told["step"] * steps_done(Experiment(output_dir=str(Path(folder) / f"{method}-{capacity}x-seed{seed}")).checkpoint)
         rows.append(dict(method=method, capacity=capacity, seed=seed,
                          **{name: DRIFT[name] * (told[name] + once) for name in LENGTHS}))
     table = pd.DataFrame(rows)
@@ -387,15 +393,18 @@ def _begin(backbone: str, data: str, preset: str, threads: int) -> None:
 
 
 def _look_at(methods: Sequence[str], capacity: int) -> dict[str, dict[str, float]]:
-    """For each of these names, which one look serves: seconds, low, high of a run; before, first (`shared_seconds`)."""
+    """For each of these names, which one look serves: seconds, low, high of a run, and of a step; before, first
+    (`shared_seconds`)."""
     backbone, data, found, unit = _here["backbone"], _here["data"], {}, {}
     for method in methods:
         experiment = Experiment(method=method, capacity=capacity, preset=_here["preset"])
         model = experiment.build(backbone)
         if not unit:
             unit = {"start": _here["start"], **look(model, data, experiment, _here["hidden"])}
+        elif model.num_trainable:  # the same work, but for what its steps read
+            unit["step"] = _step_seconds(model, data, experiment)
         before, first = shared_seconds(backbone, data, experiment)
-        found[method] = dict(before=before, first=first, **{
+        found[method] = dict(before=before, first=first, step=unit.get("step", 0.0), **{
             name: total(count(model, data, experiment, lengths), unit) for name, lengths in LENGTHS.items()})
     return found
 

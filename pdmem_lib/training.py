@@ -97,17 +97,10 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Ca
         with tqdm(total=total, initial=len(rows), desc=f"train {model.method}", unit="step", disable=not s.progress,
                   mininterval=1.0) as bar:
             for epoch, batch in islice(batches, len(rows), None):
-                bank = banks[ids[batch[0]]]
-                with model.backbone.autocast(s.autocast):
-                    loss = model.loss([questions[i][1].question for i in batch],
-                                      [questions[i][1].answer for i in batch], memory=bank)
-                loss.backward()
-                grad_norm = torch.nn.utils.clip_grad_norm_(parameters, s.clip, error_if_nonfinite=True)
                 lr = scheduler.get_last_lr()[0]
-                optimizer.step()
-                optimizer.zero_grad()
+                loss, grad_norm = take_step(model, optimizer, [questions[i][1] for i in batch], banks[ids[batch[0]]], s)
                 scheduler.step()
-                rows.append(dict(step=len(rows), epoch=epoch, loss=loss.item(), lr=lr, grad_norm=float(grad_norm),
+                rows.append(dict(step=len(rows), epoch=epoch, loss=loss, lr=lr, grad_norm=grad_norm,
                                  seconds=time.perf_counter() - start))
                 if kept:
                     kept.keep(rows, now=len(rows) == total)
@@ -116,6 +109,18 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Ca
                 bar.set_postfix(loss=f"{rows[-1]['loss']:.2f}", refresh=False)
                 bar.update()
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def take_step(model: MemoryModel, optimizer: torch.optim.Optimizer, questions: Sequence[Question], bank: State,
+              s: TrainSettings) -> tuple[float, float]:
+    """One step on questions that read ``bank``: the loss (nats per answer token), and the gradient's norm before clipping."""
+    with model.backbone.autocast(s.autocast):
+        loss = model.loss([q.question for q in questions], [q.answer for q in questions], memory=bank)
+    loss.backward()
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip, error_if_nonfinite=True)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item(), float(grad_norm)
 
 
 def training_questions(conversations: Sequence[Conversation], s: TrainSettings,

@@ -11,6 +11,7 @@ import torch
 import pdmem_lib as pdmem
 from pdmem_lib import cost_figures, evaluation, experiment, foretell, memory, states
 from pdmem_lib.experiment import Experiment
+from pdmem_lib.files import save_tensors
 from pdmem_lib.memory import MemoryModel
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
@@ -122,14 +123,18 @@ def test_what_lies_in_the_cache_costs_nothing(tiny, smoke):
 @pytest.mark.slow
 def test_a_foretelling_has_a_line_a_method_and_a_range(tmp_path, monkeypatch):
     said = []
-    runs = experiment.grid(["slot", "slot.format"], [1], [42, 43])
-    told = foretell.foretell(runs, "tiny-gpt2", "synthetic", "smoke", cores=2, say=said.append)
-    assert "4 runs" in said[0] and "about" in said[0]
+    runs = experiment.grid(["slot", "slot.format"], [1], [42, 43, 44])
+    kept = tmp_path / "slot-1x-seed44" / "checkpoint.safetensors"
+    save_tensors(kept, {"history": torch.zeros(2, 6)}, {})
+    told = foretell.foretell(runs, "tiny-gpt2", "synthetic", "smoke", cores=2, say=said.append, folder=tmp_path)
+    assert "6 runs" in said[0] and "about" in said[0]
+    seconds = told.runs.set_index(["method", "seed"])["seconds"]
+    assert seconds["slot", 44] < seconds["slot", 43] and seconds["slot.format", 44] == seconds["slot.format", 43]
     assert [tuple(row) for row in told.runs[["method", "capacity", "seed"]].itertuples(index=False)] == runs
     assert (told.runs["low"] < told.runs["seconds"]).all() and (told.runs["seconds"] < told.runs["high"]).all()
     assert told.wall["low"] < told.wall["seconds"] < told.wall["high"] < told.runs["high"].sum() + told.before
     text = foretell.lines(told, now=0.0)
-    assert "slot" in text[0] and "2 runs of" in text[0] and "in all" in text[-1]
+    assert "slot" in text[0] and "3 runs of" in text[0] and "in all" in text[-1]
 
 
 def test_a_name_that_is_no_run_and_a_count_that_is_none_are_refused():
