@@ -69,6 +69,20 @@ def test_readme_names_only_targets_and_variables_that_exist():
     assert variables <= set(re.findall(r"^(?:ifdef )?([A-Z_]+)(?: \?=|$)", makefile, flags=re.MULTILINE))
 
 
+def test_pages_link_to_files_and_headings_that_exist():
+    """Of the links in every committed page that lead to this repository."""
+    pages = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text())]
+    inside = [(page, *link.partition("#")[::2]) for page, link in links if "://" not in link]
+    assert len(inside) > 30
+    for page, path, heading in inside:
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), f"{page} links to {path}"
+        titles = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE) if heading else []
+        anchors = {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+        assert not heading or heading in anchors, f"{page} links to {path}#{heading}"
+
+
 # ---- a release -------------------------------------------------------------------------------------------------------
 
 FIGURES = {"_maps", "_plot", "causal_figures", "cost_figures", "data_figures", "diagrams", "evidence_figures", "figures",
