@@ -68,13 +68,14 @@ def pipeline(asked):
     settings |= {"backbone": found["backbone"], "data": found["data"]}
     print(" · ".join(found["why"]), flush=True)
 
-    command = [sys.executable, "-m", "snakemake", "-s", str(SNAKEFILE), *(elsewhere(asked) if asked.profile else here(asked))]
+    command = [sys.executable, "-m", "snakemake", "-s", str(SNAKEFILE), *(elsewhere(asked) if asked.profile else here(asked, found))]
     config = ["--config", *(f"{key}={value}" for key, value in settings.items())]
     if any(Path(".snakemake/locks").glob("*")):
         refuse_if_another_snakemake()
         subprocess.run([*command, "--unlock", *config], capture_output=True, check=False)
     if found["preset"] not in TAKE_MINUTES and not asked.profile:  # it measures this machine
-        foretell(command, config, found | {"cores": command[-1], "threads": asked.threads})
+        what = {key: found[key] for key in ("backbone", "data", "preset")}
+        foretell(command, config, what | {"cores": command[-1], "threads": asked.threads})
     command += ["--keep-going", "--rerun-incomplete", "--quiet", "reason", "host"]
     command += [] if asked.profile else ["rules", "progress"]  # jobs elsewhere are heard of through Snakemake alone
     code, figures, failures = follow([*command, *config], Told() if asked.profile else None)
@@ -90,9 +91,9 @@ def pipeline(asked):
     return code
 
 
-def here(asked):
+def here(asked, found):
     """Snakemake's options for this machine: as many runs side by side as its processors and memory allow."""
-    memory = psutil.virtual_memory().total // 3_500_000_000  # a run of the quick preset stays under 3.5 GB
+    memory = int(psutil.virtual_memory().total / (found["run_gb"] * 1e9))
     return ["--cores", str(asked.cores or max(1, min(os.cpu_count(), memory)))]
 
 
@@ -118,7 +119,7 @@ def foretell(command, config, settings):
     runs = ",".join(f"{method}-{capacity}x-seed{seed}" for method, capacity, seed in jobs)
     if runs:
         settings = settings | {"folder": json.loads(re.search(r"^results (.*)$", said, flags=re.MULTILINE)[1])["runs"]}
-        given = [f"--{key}={value}" for key, value in settings.items() if key != "why" and value]
+        given = [f"--{key}={value}" for key, value in settings.items() if value]
         subprocess.run([sys.executable, "-m", "pdmem_lib", "foretell", f"--runs={runs}", *given], check=False,
                        env=os.environ | {MARK: os.getcwd()})
 

@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         backbone, data, why = experiment.resolve(given.backbone, given.data, given.preset)
         if given.command == "resolve":
-            print(json.dumps({"backbone": backbone, "data": data, "why": why}))
+            print(json.dumps({"backbone": backbone, "data": data, "why": why, "run_gb": experiment.PRESETS[given.preset].run_gb}))
             return 0
         if given.command == "foretell":
             return _foretell(given, backbone, data)

@@ -60,6 +60,7 @@ class Preset:
     last: int | None = None  # tokens that the last turns may fill; None: the window
     synthetic: tuple[int, int] = (10, 24)  # conversations and sessions each, where the data is synthetic
     train_conversations: int | None = None  # train on the first so many of the training split; None: on all [C]
+    run_gb: float = 3.5  # of main memory that a run takes, at most: measured with SmolLM2-135M, on a CPU
     backbone: str = "auto"  # what "auto" stands for
     data: str = "auto"
 
@@ -81,7 +82,7 @@ PRESETS = {
     "full": Preset(
         "the published protocol: six methods and the baseline, 1x and 10x, three seeds, every question",
         methods=("baseline", *METHODS, *(f"{name}{FORMAT}" for name in METHODS), f"slot{LORA}", f"gated{LORA}"),
-        capacities=(1, 10), seeds=(42, 43, 44)),
+        capacities=(1, 10), seeds=(42, 43, 44), run_gb=7.5),
 }
 
 

@@ -109,5 +109,5 @@ def test_on_kubernetes_every_job_is_one_of_the_cluster_and_a_lost_one_is_made_an
     jobs = [yaml.safe_load(path.read_text())["spec"]["template"]["spec"]["containers"][0] for path in cluster.glob("*.yaml")]
     assert len(jobs) >= 1 + 1 + 3 + 1 + 1  # encode, slot, gated three times and once more, report
     asked = {(job["resources"]["requests"]["cpu"], job["resources"]["requests"]["memory"]) for job in jobs}
-    assert ("2", "4000Mi") in asked and ("8", "4000Mi") in asked  # runs with two threads, and encode
+    assert ("2", "8000Mi") in asked and ("8", "4000Mi") in asked  # runs with two threads, and encode
     assert {job["workingDir"] for job in jobs} == {str(workplace)}
