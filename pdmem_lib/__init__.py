@@ -15,11 +15,11 @@ and `pdmem_lib.synthetic` (data), `pdmem_lib.states` (cached hidden states), `pd
 `pdmem_lib.evaluation`, `pdmem_lib.metrics`, `pdmem_lib.provenance` (which turn left what), `pdmem_lib.editing` (states
 compared, merged, turns forgotten), `pdmem_lib.persistence` (adapters and states as files), `pdmem_lib.session` (a
 conversation that goes on) and `pdmem_lib.journal` (its folder), `pdmem_lib.chat`, `pdmem_lib.cards` (model cards),
-`pdmem_lib.references` (what stands beside a memory), `pdmem_lib.estimates` (intervals and the verdict),
+`pdmem_lib.references` and `pdmem_lib.lora` (what stands beside a memory), `pdmem_lib.estimates` (intervals and the verdict),
 `pdmem_lib.recall` (a task whose answer is known), `pdmem_lib.experiment` (one run of the study), `pdmem_lib.published`
 (others' numbers), `pdmem_lib.collected` (runs of one grid), `pdmem_lib.figures`; `pdmem_lib.causal` (what an answer
 rests on), `pdmem_lib.recording` (a conversation kept turn by turn), `pdmem_lib.lesson` (an adapter in a minute), and the
-Memory Studio, `studio`, made of `pdmem_lib.studio_model` and `pdmem_lib.studio_view`.
+Memory Studio, `studio`, made of `pdmem_lib.studio_model`, `studio_controls`, `studio_drawing` and `studio_view`.
 """
 
 from importlib.metadata import version

@@ -16,6 +16,7 @@ from .methods import REGISTRY
 WIDTH = 1280
 FONT = 16  # the smallest size anywhere: read from the back of a room
 INK = "#333333"
+GREY = "#7A7A7A"
 
 
 class Look(NamedTuple):
@@ -45,6 +46,7 @@ _COLOURS = {  # the palette of Okabe and Ito, safe for the colour-blind, and mar
 }
 FILLS = {1: Fill("solid", "", ""), 10: Fill("dash", "-open", "/")}
 SEED = dict(color="white", size=9, line=dict(color=INK, width=2))
+NEUTRAL = Look("", INK, "circle")  # for the legend, which names no method, and points of no method
 
 
 def look_of(method: str) -> Look:

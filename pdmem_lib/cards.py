@@ -29,7 +29,7 @@ VERDICTS = {
                        "another conversation's.",
     estimating.WORSE: "**Worse than another conversation's memory**, by the rule below.",
 }
-LORA_USE = """from pdmem_lib.references import LoRAModel
+LORA_USE = """from pdmem_lib.lora import LoRAModel
 
 model = LoRAModel.from_pretrained("path/to/this/folder")"""
 USE = """import pdmem_lib as pdmem
@@ -109,7 +109,7 @@ def model_card(record: Mapping[str, Any], summary: "pandas.DataFrame | None" = N
 
 def unmeasured(model: "MemoryModel") -> dict[str, Any]:
     """As much of a run's record as the model itself knows."""
-    from .references import LoRAModel
+    from .lora import LoRAModel
 
     return {"backbone": model.frozen.name, "backbone_fingerprint": model.frozen.fingerprint,
             "method": estimating.LORA[1:] if isinstance(model, LoRAModel) else model.method,

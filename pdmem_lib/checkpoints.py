@@ -24,7 +24,7 @@ from .settings import Settings
 
 log = logging.getLogger(__name__)
 COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "seconds")
-CODE = ("backbone", "checkpoints", "memory", "methods", "references", "seam", "states", "training", "write")
+CODE = ("backbone", "checkpoints", "lora", "memory", "methods", "seam", "states", "training", "write")
 
 
 def identity(model: MemoryModel, conversations: Iterable[Conversation], banks: Mapping[str, State],

@@ -1,4 +1,4 @@
-"""Figures that weigh the evidence for a memory: effects with intervals, controls, noise, cost, the sanity task.
+"""Figures that weigh the evidence for a memory: effects with intervals, noise, where it comes from, the sanity task.
 
 The rules of `figures`, which offers these functions too: tidy tables in, `plotly.graph_objects.Figure` out. Intervals,
 p-values and chance levels are computed elsewhere and only drawn here; one that is NaN leaves its mark out. Unless a
@@ -13,27 +13,14 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
-from ._plot import (FONT, INK, Fill, Look, add_to_panel, band, bar_style, dot_style, fill_of, finish, groups,
-                    label_panels, legend_entry, literal, look_of, mark_rows, method_panels, panel_height, place_labels,
-                    plot_size, require, row_margin, rows_of, side_by_side, signed, span, text_width, times)
+from ._plot import (FONT, GREY, INK, NEUTRAL, Fill, Look, add_to_panel, band, bar_style, dot_style, fill_of, finish, groups,
+                    label_panels, legend_entry, literal, look_of, mark_rows, method_panels, panel_height, require,
+                    row_margin, rows_of, signed, span, text_width, times)
 from .locomo import CATEGORIES
 from .metrics import LAG_BUCKETS
 
-GREY = "#7A7A7A"
 CLIPPED, UNCLIPPED = "#D55E00", "#0072B2"
-NEUTRAL = Look("", INK, "circle")  # for the legend, which names no method, and points of no method
-MEMORIES = {  # memory: (name, marker, place across its row: what often scores the same must not hide each other)
-    "own": ("own memory", "circle", 0),
-    "other": ("another conversation's", "circle-open", 0),
-    "random": ("random state", "triangle-up-open", -0.36),
-    "initial": ("initial state", "diamond-open", -0.18),
-    "shuffled": ("shuffled state", "star-open", 0.18),
-    "zero": ("zero state", "x-thin-open", 0.27),
-    "off": ("off (frozen model)", "line-ns-open", -0.27),
-    "format": ("format only", "square-open", 0.36),
-}
 SCORES = {"logp": ("log-probability per answer token", 3), "f1": ("F1", 1)}  # score: (name, digits printed)
-REFERENCES = {"memory": "circle", "prompt": "square", "trained without memory": "diamond", "frozen": "cross"}
 KINDS = {"lag bucket": "lag (turns since the evidence)", "category": "question category",
          "session distance": "sessions since the evidence", "evidence count": "turns of evidence",
          "answer type": "kind of answer"}
@@ -236,165 +223,6 @@ def null_distribution(values: ArrayLike, observed: float, subtitle: str, title: 
     figure.update_yaxes(title="simulated values (count)", range=[0, 1.34 * counts.max()])
     figure.update_xaxes(title=literal(x_title))
     return finish(figure, literal(title), subtitle, foot=85)
-
-
-# --- what else would do as well ---------------------------------------------------------------------------------------
-
-def controls_chart(table: pd.DataFrame, subtitle: str) -> go.Figure:
-    """The answer under every memory, a row a method and capacity: log-probability left, F1 right.
-
-    Columns method, capacity, memory (of `MEMORIES`), value (nats per answer token), f1 (%), seed if several (their mean
-    is drawn). The bar from *other* to *own* is what a conversation's own memory adds; all else any memory brings.
-    """
-    require(table, "method", "capacity", "memory", "value", "f1")
-    return _memory_dots(table, {"value": ("log-probability per answer token (nats)", "nats", 3),
-                                "f1": ("F1 (%)", "points", 1)}, "The answer under every memory", subtitle, 48)
-
-
-def log_probability_bars(summary: pd.DataFrame, subtitle: str) -> go.Figure:
-    """Log-probability per answer token (nats) under four memories: the left half of `controls_chart`.
-
-    Columns method, capacity, logp_own, logp_other, logp_zero, logp_off, seed if several (their mean is drawn).
-    """
-    columns = {f"logp_{memory}": memory for memory in ("own", "other", "zero", "off")}
-    require(summary, "method", "capacity", *columns)
-    table = summary[["method", "capacity", *columns]].rename(columns=columns)
-    table = table.melt(["method", "capacity"], var_name="memory")
-    axis = "log-probability per answer token (nats; further right is better)"
-    return _memory_dots(table, {"value": (axis, "nats", 3)},
-                        "What the answer gains from a memory, and from its own", subtitle, 38)
-
-
-def _memory_dots(table: pd.DataFrame, scores: dict[str, tuple[str, str, int]], title: str, subtitle: str,
-                 row_height: int) -> go.Figure:
-    """A panel a score, {column: (name of the axis, unit, digits)}; a row a method and capacity; a marker a memory."""
-    if unknown := set(table["memory"]) - set(MEMORIES):
-        raise ValueError(f"unknown memory {', '.join(map(str, sorted(unknown)))}: known are {', '.join(MEMORIES)}")
-    memories = [memory for memory in MEMORIES if memory in set(table["memory"])]
-    means = table.groupby(["method", "capacity", "memory"])[list(scores)].mean().unstack().reset_index()
-    rows, figure = rows_of(means), make_subplots(rows=1, cols=len(scores), shared_yaxes=True, horizontal_spacing=0.03)
-    notes = {}
-    for column, (score, (axis, unit, digits)) in enumerate(scores.items(), 1):
-        points = pd.DataFrame([row.values[score] for row in rows], columns=list(MEMORIES)).reset_index(drop=True)
-        place = dict(row=1, col=column, showlegend=False)
-        for y, _, look, _, _ in rows:
-            figure.add_scatter(x=points.loc[y, ["other", "own"]], y=[y, y], mode="lines", opacity=0.6, hoverinfo="skip",
-                               line=dict(color=look.colour, width=6), **place)
-        for memory in reversed(memories):  # own memory last, on top, inside the ring of the other where they are equal
-            name, symbol, aside = MEMORIES[memory]
-            colours = [row.look.colour if memory in ("own", "other") else INK for row in rows]
-            figure.add_scatter(x=points[memory], y=[row.y + aside for row in rows], mode="markers", name=name,
-                               marker=_memory_marker(memory, colours), customdata=[row.label for row in rows], **place,
-                               hovertemplate=f"%{{customdata}}, {name}: %{{x:.{digits}f}} {unit}<extra></extra>")
-        notes[f"own − other<br>({unit})"] = [signed(points.loc[row.y, "own"] - points.loc[row.y, "other"], digits)
-                                             for row in rows]
-        figure.update_xaxes(title=axis, row=1, col=column)
-    for memory in memories:
-        legend_entry(figure, MEMORIES[memory][0], marker=_memory_marker(memory, INK))
-    mark_rows(figure, rows, notes, [16, 136][:len(notes)])
-    lines = -(-len(memories) // 4)  # of the legend
-    return finish(figure, title, subtitle, 300 + 30 * lines + row_height * len(rows), row_margin(rows),
-                  right=20 + 120 * len(scores), foot=105 + 30 * lines)
-
-
-def _memory_marker(memory: str, colour: str | list[str]) -> dict:
-    size = {"own": 10, "other": 19}.get(memory, 11)
-    return dict(symbol=MEMORIES[memory][1], size=size, color=colour, line=dict(color=colour, width=2.5))
-
-
-def reference_points(table: pd.DataFrame, subtitle: str, y: str = "f1") -> go.Figure:
-    """How good the answers are against the tokens read for each: memories beside prompts and what needs neither.
-
-    One row a labelled point: reference (its label), group (of `REFERENCES`), method (or ""), capacity (or NaN), f1 (%),
-    low, high (of F1), logp (nats), tokens, seconds (a question), bytes (kept a conversation). ``y``: "f1" or "logp".
-    """
-    require(table, "reference", "group", "method", "capacity", "f1", "low", "high", "logp", "tokens", "seconds",
-            "bytes")
-    titles = {"f1": "F1 (%), 95 % interval", "logp": "log-probability per answer token (nats)"}
-    if y not in titles:
-        raise ValueError(f"y is f1 or logp, got {y!r}")
-    if unknown := set(table["group"]) - set(REFERENCES):
-        raise ValueError(f"unknown group {', '.join(map(str, sorted(unknown)))}: known are {', '.join(REFERENCES)}")
-    if not (table["tokens"] > 0).all():
-        raise ValueError("tokens stand on a logarithmic axis: every reference must read at least one")
-    figure = finish(go.Figure(), "How good the answers are, and how much is read for them", subtitle, 800)
-    table = table.sort_values("tokens", kind="stable").reset_index(drop=True)
-    low, high = (table[side].fillna(table[y]) if y == "f1" else table[y] for side in ("low", "high"))
-    room = 0.1 * (high.max() - low.min() or 1)
-    y_range, size = [low.min() - room, high.max() + room], plot_size(figure)
-    x, ticks, crowds = _token_places(table["tokens"].to_numpy(float), size[0])
-    close = np.split(np.arange(len(x)), np.flatnonzero(np.diff(x) > 36) + 1)
-    upright = [i for near in close if len(near) > 2 for i in near]
-    for i in upright:  # their labels stand on their intervals
-        part = min(0.7, (text_width(table["reference"][i]) + 24) / size[1])
-        y_range[1] = max(y_range[1], (high[i] - part * y_range[0]) / (1 - part))
-    for i, row in table.iterrows():
-        look = look_of(row["method"]) if isinstance(row["method"], str) and row["method"] else NEUTRAL
-        fill, name = fill_of(1 if np.isnan(row["capacity"]) else row["capacity"]), literal(row["reference"])
-        error = dict(array=[high[i] - row[y]], arrayminus=[row[y] - low[i]], thickness=2, width=4, color=look.colour)
-        figure.add_scatter(x=[x[i]], y=[row[y]], mode="markers", name=name, showlegend=False, error_y=error,
-                           marker=dot_style(look._replace(symbol=REFERENCES[row["group"]]), fill),
-                           hovertemplate=f"{name}: %{{y:.3g}}<br>{row['tokens']:,.0f} tokens, {row['seconds']:.3g} s, "
-                                         f"{row['bytes']:,.0f} bytes kept<extra></extra>")
-    heights = np.stack([(y_range[1] - side) / (y_range[1] - y_range[0]) * size[1] for side in (high, table[y], low)])
-    _label_points(figure, list(table["reference"]), x, heights, upright, size)
-    for crowd in crowds:
-        left, right = x[crowd[0]] - 16, x[crowd[-1]] + 16
-        figure.add_shape(type="rect", x0=left, x1=right, yref="paper", y0=0, y1=1, fillcolor="#F0F0F0", line_width=0,
-                         layer="below")
-        ticks = {text: at for text, at in ticks.items() if not left - 20 < at < right + 20}
-        ticks[f"{span(table['tokens'].iloc[crowd].round())} each"] = x[crowd].mean()
-    for group, symbol in REFERENCES.items():
-        if group in set(table["group"]):
-            legend_entry(figure, group, marker=dict(color=INK, symbol=symbol, size=14))
-    for capacity in sorted(table["capacity"].dropna().unique()):
-        legend_entry(figure, f"capacity {times(capacity)}", marker=dot_style(NEUTRAL, fill_of(capacity)))
-    title = "tokens read per question (logarithmic; those that read as many stand side by side)"
-    figure.update_xaxes(range=[0, size[0]], tickvals=list(ticks.values()), ticktext=list(ticks),
-                        title=dict(text=title, font_size=FONT))
-    return figure.update_yaxes(title=dict(text=titles[y], font_size=FONT), range=y_range)
-
-
-def _token_places(tokens: np.ndarray, width: float) -> tuple[np.ndarray, dict[str, float], list[np.ndarray]]:
-    """Places on a logarithmic axis in pixels, set apart where marks would cover each other; ticks; who shares a place.
-
-    ``tokens`` (P,) ascending -> (P,), {text: place}, the indices of each crowd.
-    """
-    decades, pads, apart = np.log10(tokens), np.array([40.0, 40.0]), 22
-    for _ in range(3):  # room at both ends for what is set apart there
-        scale = (width - pads.sum()) / (np.ptp(decades) or 1)
-        exact = pads[0] + (decades - decades[0]) * scale
-        x = side_by_side(exact, apart)
-        pads = np.maximum(pads, 40 + np.array([exact[0] - x[0], x[-1] - exact[-1]]))
-    steps = [step * 10.0 ** power for power in range(8) for step in (1, 2, 5)]
-    places = {f"{step:,.0f}": exact[0] + (np.log10(step) - decades[0]) * scale for step in steps}
-    ticks = {text: place for text, place in places.items() if 0 <= place <= width}
-    crowds = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(decades) > 0.004) + 1)
-    return x, ticks, [crowd for crowd in crowds if len(crowd) > 1]
-
-
-def _label_points(figure: go.Figure, names: list[str], x: np.ndarray, heights: np.ndarray, upright: list[int],
-                  size: np.ndarray) -> None:
-    """Name every point: ``upright`` on its interval where many share a place, else level where there is room.
-
-    ``x`` (P,) and ``heights`` (3, P) of the interval's top, the point and the interval's foot, in pixels from the top
-    left of a plot of ``size``.
-    """
-    top, middle, foot = np.minimum(heights[0], heights[1] - 9), heights[1], heights[2]
-    widths = np.array([text_width(name) for name in names])
-    blocked = [*np.stack([x - 9, middle - 9, x + 9, middle + 9], -1), *np.stack([x - 3, top, x + 3, foot], -1)]
-    for i in upright:
-        blocked.append([x[i] - 11, top[i] - 10 - widths[i], x[i] + 11, top[i]])
-        figure.add_annotation(x=x[i], y=1 - top[i] / size[1], yref="paper", text=literal(names[i]), textangle=-90,
-                              yanchor="bottom", yshift=8, showarrow=False, font_size=FONT)
-    free = [i for i in range(len(names)) if i not in upright]
-    if not free:
-        return
-    points = np.stack([x, middle], -1)[free]
-    moves = place_labels(points, widths[free], np.array(blocked), size) - points
-    for i, (aside, down) in zip(free, moves):
-        figure.add_annotation(x=x[i], y=1 - middle[i] / size[1], yref="paper", text=literal(names[i]), ax=aside,
-                              ay=down, arrowwidth=1, arrowcolor=GREY, arrowhead=0, standoff=9, font_size=FONT)
 
 
 # --- where it comes from ----------------------------------------------------------------------------------------------

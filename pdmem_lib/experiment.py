@@ -26,9 +26,10 @@ from .evaluation import Evaluation, EvaluateSettings, frozen_answers, sample_que
 from .estimates import FORMAT, LORA
 from .files import atomic_path, file_checksum, load_json, save_json
 from .locomo import Conversation
+from .lora import LoRAModel
 from .memory import MemoryModel
 from .methods import METHODS, MemorySettings, method_name
-from .references import LoRAModel, ask_references, prompt_references
+from .references import ask_references, prompt_references
 from .settings import Settings
 from .states import encode_all
 from .synthetic import synthetic_conversations

@@ -4,8 +4,8 @@ Tables carry one row a point with ``method`` (its name in code) and ``capacity``
 several: lines and bars are then means over the seeds, the seeds themselves dots. A method keeps one colour and one
 marker in every figure, a capacity one dash, filling and hatch, so that no reading rests on colour alone. Text from data
 is escaped. ``subtitle`` names what was measured: backbone, preset, data, seeds. A missing column or an empty table is a
-ValueError that names it. Those that weigh the evidence are written in `evidence_figures`, those of the data in
-`data_figures`, and offered here too. Those of a single memory are in `memory_figures`, `reading_figures` and
+ValueError that names it. Those that weigh the evidence are written in `evidence_figures` and `control_figures`, those of
+the data in `data_figures`, and offered here too. Those of a single memory are in `memory_figures`, `reading_figures` and
 `causal_figures`.
 """
 
@@ -27,11 +27,11 @@ from ._plot import (FONT, INK, SEED, WIDTH, add_to_panel, bar_style, capacity_le
                     label_panels, literal, look_of, lower_labels, method_panels, ordered, panel_height, require, span,
                     times)
 from .causal_figures import attention_by_head, effect_bars, turn_changes
+from .control_figures import MEMORIES, controls_chart, log_probability_bars, reference_points
 from .data_figures import how_far_back, lags_by_category, session_timeline
 from .diagrams import block_diagram
-from .evidence_figures import (MEMORIES, breakdown, clipping, controls_chart, effect_intervals, log_probability_bars,
-                               noise_floor_bars, null_distribution, published_against_ours, recall_curves,
-                               reference_points, turn_finding)
+from .evidence_figures import (breakdown, clipping, effect_intervals, noise_floor_bars, null_distribution,
+                               published_against_ours, recall_curves, turn_finding)
 from .files import atomic_path
 from .images import Drawer, NoImages
 from .locomo import CATEGORIES

@@ -311,7 +311,8 @@ def foretell(runs: Sequence[tuple[str, int, int]], backbone: str = "auto", data:
              folder: str | Path | None = None) -> Foretold:
     """How long ``runs`` (method, capacity, seed) of a preset will take on ``cores``, ``threads`` each.
 
-    ``folder``: where they are made; what a killed one has trained already, by its checkpoint there, is left out. Takes about `LOOK` seconds for each method and capacity, shared by the cores, and says so to ``say`` before.
+    ``folder``: where they are made; what a killed one has trained already, by its checkpoint there, is left out. Takes
+    about `LOOK` seconds for each method and capacity, shared by the cores, and says so to ``say`` before.
     """
     import pandas as pd
 
@@ -341,7 +342,8 @@ def foretell(runs: Sequence[tuple[str, int, int]], backbone: str = "auto", data:
         told = means[method, capacity]
         once, told["first"] = told["first"], 0.0  # only the first run of its kind makes what others find
         if folder is not None:
-            once -= told["step"] * steps_done(Experiment(output_dir=str(Path(folder) / f"{method}-{capacity}x-seed{seed}")).checkpoint)
+            run = Experiment(output_dir=str(Path(folder) / f"{method}-{capacity}x-seed{seed}"))
+            once -= told["step"] * steps_done(run.checkpoint)
         rows.append(dict(method=method, capacity=capacity, seed=seed,
                          **{name: DRIFT[name] * (told[name] + once) for name in LENGTHS}))
     table = pd.DataFrame(rows)

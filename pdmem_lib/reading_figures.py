@@ -15,9 +15,9 @@ from plotly.subplots import make_subplots
 from ._maps import (BLUE, DIVERGING, FRAME, ORANGE, PALE, SEQUENTIAL, SPARSE, array_of, attention_of, colour_bar,
                     framed, heat_map, known_mean, name_margin, named_axis, names_of, numbered, round_steps, shares_of,
                     short, significant, token_axis, token_text)
-from ._plot import (FONT, INK, WIDTH, Fill, Look, Row, dot_style, fill_of, legend_entry, literal, mark_rows, row_margin,
-                    signed)
-from .evidence_figures import MEMORIES, NEUTRAL
+from ._plot import (FONT, INK, NEUTRAL, WIDTH, Fill, Look, Row, dot_style, fill_of, legend_entry, literal, mark_rows,
+                    row_margin, signed)
+from .control_figures import MEMORIES
 
 READ_MOST = "read most (mean of the tokens), and the turn that holds most of each:"
 QUANTITIES = {  # quantity of `attention_by_block`: (title, colour bar, unit in the hover text)

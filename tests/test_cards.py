@@ -55,7 +55,7 @@ def test_a_model_without_a_run_says_that_nothing_was_measured(model):
 
 @pytest.mark.parametrize("tiny", ["tiny-gpt2"], indirect=True)
 def test_a_reference_point_is_not_called_a_memory(tiny, model):
-    from pdmem_lib.references import LoRAModel
+    from pdmem_lib.lora import LoRAModel
 
     text = cards.model_card(cards.unmeasured(LoRAModel(tiny, 5000, 42)))
     assert "no memory: a reference point" in text and "LoRAModel.from_pretrained" in text

@@ -7,7 +7,8 @@ import pdmem_lib as pdmem
 from pdmem_lib import conformance, experiment
 from pdmem_lib.evaluation import EvaluateSettings, sample_questions
 from pdmem_lib.provenance import write_provenance
-from pdmem_lib.references import LoRAModel, ask_references, prompt_references
+from pdmem_lib.lora import LoRAModel
+from pdmem_lib.references import ask_references, prompt_references
 from pdmem_lib.states import encode_all
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and PDMEM_TEST_GPU=1")

@@ -19,7 +19,8 @@ from pdmem_lib import metrics, references, training
 from pdmem_lib import memory as prompts
 from pdmem_lib.evaluation import EvaluateSettings, frozen_answers, sample_questions
 from pdmem_lib.locomo import Question, parse
-from pdmem_lib.references import (LoRAModel, PromptReference, TurnIndex, ask_references, bm25_turns, gold_turns,
+from pdmem_lib.lora import LoRAModel
+from pdmem_lib.references import (PromptReference, TurnIndex, ask_references, bm25_turns, gold_turns,
                                   last_turns, prompt_references)
 
 QUIET = dict(progress=False, autocast=False)

@@ -24,7 +24,8 @@ from pdmem_lib import locomo
 from pdmem_lib.evaluation import EvaluateSettings, frozen_answers, sample_questions
 from pdmem_lib.experiment import load_record
 from pdmem_lib.files import require_sealed, seal
-from pdmem_lib.references import LoRAModel, ask_references, prompt_references
+from pdmem_lib.lora import LoRAModel
+from pdmem_lib.references import ask_references, prompt_references
 from pdmem_lib.states import encode_all
 from pdmem_lib.synthetic import synthetic_locomo
 
