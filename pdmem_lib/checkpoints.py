@@ -1,13 +1,14 @@
-"""Checkpoints of training: a run killed at any moment goes on to the weights that it would have had, bit for bit [D].
+"""Checkpoints: a run killed at any moment goes on to the weights and answers that it would have had [D].
 
-A checkpoint is one safetensors file with the trained weights, the optimizer's moments, the history so far and, in its
-metadata, what run it is of. The place in the data is the number of steps done: the order of all epochs follows from the
-seed, so that the generator is brought to where it was by drawing again, and the learning rate follows from the step.
+Of training it is one safetensors file with the trained weights, the optimizer's moments, the history so far and, in its
+metadata, what run it is of; what it goes on to is the same bit for bit. The place in the data is the number of steps
+done: the order of all epochs follows from the seed, so that the generator is brought to where it was by drawing again,
+and the learning rate follows from the step. Of an evaluation it is a JSON file with the results of its calls so far.
 """
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from .backbone import use_bf16
-from .files import checksum, file_checksum, load_tensors, save_tensors
+from .files import checksum, file_checksum, load_json, load_tensors, save_json, save_tensors
 from .locomo import Conversation, data_sha256
 from .memory import MemoryModel
 from .methods import State
@@ -25,21 +26,36 @@ from .settings import Settings
 log = logging.getLogger(__name__)
 COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "seconds")
 CODE = ("backbone", "checkpoints", "lora", "memory", "methods", "seam", "states", "training", "write")
+ASKING = ("decoding", "evaluation")  # and these decide what is answered
 
 
 def identity(model: MemoryModel, conversations: Iterable[Conversation], banks: Mapping[str, State],
              settings: Settings) -> dict[str, Any]:
     """What decides the weights that a training ends with; taken before its first step."""
+    return _identity(model, conversations, "training", settings, CODE) | {
+        "banks": checksum({f"{id}/{name}": tensor for id, bank in banks.items() for name, tensor in bank.items()}),
+        "initial_weights": _weights(model)}
+
+
+def identity_of_asking(model: MemoryModel, conversations: Iterable[Conversation], settings: Settings) -> dict[str, Any]:
+    """What decides the answers and scores of an evaluation."""
+    return _identity(model, conversations, "evaluation", settings, (*CODE, *ASKING)) | {"weights": _weights(model)}
+
+
+def _identity(model: MemoryModel, conversations: Iterable[Conversation], of: str, settings: Settings,
+              code: Iterable[str]) -> dict[str, Any]:
     return {
         "backbone": model.frozen.fingerprint[:16], "data": data_sha256(list(conversations))[:16],
-        "banks": checksum({f"{id}/{name}": tensor for id, bank in banks.items() for name, tensor in bank.items()}),
         "model": type(model).__name__, **asdict(model.settings), "trainable_parameters": model.num_trainable,
-        "initial_weights": checksum({f"{i}": p for i, p in enumerate(model.parameters())}),
-        **{f"training {name}": value for name, value in asdict(settings).items() if name not in ("progress", "autocast")},
+        **{f"{of} {name}": value for name, value in asdict(settings).items() if name not in ("progress", "autocast")},
         "bf16": use_bf16(settings.autocast, model.backbone.device), "device": model.backbone.device.type,
         "torch": torch.__version__,
-        "code": "".join(file_checksum(Path(__file__).with_name(f"{name}.py")) for name in CODE),
+        "code": "".join(file_checksum(Path(__file__).with_name(f"{name}.py")) for name in code),
     }
+
+
+def _weights(model: MemoryModel) -> str:
+    return checksum({f"{i}": p for i, p in enumerate(model.parameters())})
 
 
 def steps_done(file: str | Path) -> int:
@@ -99,3 +115,42 @@ class Checkpoint:
             tensors |= {f"{i}.{what}": tensor for what, tensor in self.optimizer.state[parameter].items()}
         save_tensors(self.file, tensors, {"run": json.dumps(self.run)})
         self.kept = monotonic()
+
+
+class Results:
+    """The results of the calls of an evaluation, always the same calls in the same order; kept in ``file`` after each.
+
+    Results are what JSON holds. Those of the evaluation that ``run`` names are given back, in their order, before any is
+    made; a file of another one, or a damaged one, is said in a warning and made again. Without a ``file`` all are made.
+    """
+
+    def __init__(self, file: str | Path | None = None, run: Mapping[str, Any] | None = None):
+        self.file, self.run = file, json.loads(json.dumps(run or {}))
+        self.made: list[Any] = self._restore() if file is not None else []
+        self.given = 0
+
+    def _restore(self) -> list[Any]:
+        try:
+            kept = load_json(self.file)
+            if kept["run"] == self.run:
+                return list(kept["results"])
+            log.warning("%s is of another evaluation, which is made again", self.file)
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            log.warning("the evaluation is made again: %s", error)
+        return []
+
+    @property
+    def known(self) -> bool:
+        """Whether the next result need not be made."""
+        return self.given < len(self.made)
+
+    def of(self, make: Callable[[], Any]) -> Any:
+        """The next result, made by ``make`` and kept unless it is known."""
+        if not self.known:
+            self.made.append(make())
+            if self.file is not None:
+                save_json(self.file, {"run": self.run, "results": self.made})
+        self.given += 1
+        return self.made[self.given - 1]

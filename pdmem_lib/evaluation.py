@@ -24,6 +24,7 @@ from tqdm import tqdm
 from . import memory as prompts
 from . import estimates, metrics, provenance
 from .backbone import Backbone, use_bf16
+from .checkpoints import Results, identity_of_asking
 from .files import cache_folder, load_json, save_json
 from .locomo import CATEGORIES, Conversation, Question
 from .memory import Memory, MemoryModel
@@ -131,8 +132,12 @@ class Evaluation:
         }])
 
 
-def evaluate(model: MemoryModel, conversations: Sequence[Conversation], **settings) -> Evaluation:
+def evaluate(model: MemoryModel, conversations: Sequence[Conversation], checkpoint: str | Path | None = None,
+             **settings) -> Evaluation:
     """Measure ``model`` on the conversations' questions; keywords as in `EvaluateSettings`.
+
+    With ``checkpoint``, a file, answers and scores are kept there as they are made, texts of the data among them, and a
+    killed evaluation of the same weights goes on from there. The file is the caller's to delete.
 
     ``per_question`` has conversation, number (in the conversation), question, answer, category, lag, session_distance
     (sessions between the earliest evidence and the end; NaN without evidence), evidence_count, answer_type; answer_own,
@@ -159,7 +164,8 @@ def evaluate(model: MemoryModel, conversations: Sequence[Conversation], **settin
     total = sum(len(rows) for _, state, rows in places if state is not None)
     total += sum(len(rows) * (1 + (name in s.answered)) for rows, memories in jobs for name, _ in memories)
     with tqdm(total=total, desc=f"evaluate {model.method}", unit="answer", disable=not s.progress, mininterval=1.0) as bar:
-        ask = _Asker(model, asked, s, bar.update)
+        kept = Results(checkpoint, checkpoint and identity_of_asking(model, conversations, s))
+        ask = _Asker(model, asked, s, bar.update, kept)
         for rows, memories in jobs:
             ask.into(table, rows, memories)
         for memory in MEMORIES:
@@ -304,18 +310,18 @@ class _Asker:
     """Asks rows of the question table in length-sorted batches, each under several memories at once."""
 
     def __init__(self, model: MemoryModel, asked: Sequence[tuple[str, int, Question]], s: EvaluateSettings,
-                 on_batch: Callable[[int], object]):
-        self.model, self.asked, self.s, self.on_batch = model, asked, s, on_batch
+                 on_batch: Callable[[int], object], kept: Results | None = None):
+        self.model, self.asked, self.s, self.on_batch, self.kept = model, asked, s, on_batch, kept or Results()
+        self.seconds = 0.0  # that the last call took
 
     def into(self, table: "pandas.DataFrame", rows: list[int], memories: Sequence[tuple[str, Memory]]) -> None:
         """Fill answer_, f1_ and logp_<name> of these rows; a name that stands twice gets the mean (and one's answer)."""
         gold, said = [self.asked[i][2].answer for i in rows], self.said(memories)
         answers = [[]] * len(said)  # memories of rows
         for guess, these in rounds([name for name, _ in said]):
-            began = time.perf_counter()
             found = self.answers(rows, [said[k][1] for k in these], guess and list(table.loc[rows, f"answer_{guess}"]))
             if guess is None:
-                table.loc[rows, "seconds"] = (time.perf_counter() - began) / (len(rows) * len(these))
+                table.loc[rows, "seconds"] = self.seconds / (len(rows) * len(these))
             for k, each in reversed(list(zip(these, found, strict=True))):  # of two of a name, the first one's stays
                 answers[k] = each
                 table.loc[rows, f"answer_{said[k][0]}"] = each
@@ -340,22 +346,35 @@ class _Asker:
 
         ``drafts``: a guess a row, which changes no answer (`MemoryModel.answers_under`).
         """
-        def on_batch(n: int) -> None:
-            self.on_batch(n * len(memories))
-
-        return self.model.answers_under(memories, [self.asked[i][2].question for i in rows], self.s.max_new_tokens,
-                                        self._batch_size(memories), on_batch, drafts=drafts)
+        questions, size = [self.asked[i][2].question for i in rows], self._batch_size(memories)
+        return self._once(len(rows), memories, lambda on_batch: self.model.answers_under(
+            memories, questions, self.s.max_new_tokens, size, on_batch, drafts=drafts))
 
     @torch.no_grad()
     def log_probs(self, rows: Sequence[int], memories: Sequence[Memory]) -> list[list[float]]:
         """Log-probability of each gold answer, nats per token, (memories, rows)."""
+        questions, gold = zip(*((self.asked[i][2].question, self.asked[i][2].answer) for i in rows), strict=True)
+
+        def scored(on_batch: Callable[[int], object]) -> list[list[float]]:
+            with self.model.backbone.autocast(self.s.autocast):
+                score = self.model.scores_under(memories, questions, gold, batch_size=self._batch_size(memories), on_batch=on_batch)
+            return (score.log_prob / score.tokens).tolist()
+
+        return self._once(len(rows), memories, scored)
+
+    def _once(self, rows: int, memories: Sequence[Memory], make: Callable[[Callable[[int], object]], list]) -> list:
+        """What ``make(on_batch)`` finds of so many rows, unless an evaluation that was killed has found it."""
         def on_batch(n: int) -> None:
             self.on_batch(n * len(memories))
 
-        questions, gold = zip(*((self.asked[i][2].question, self.asked[i][2].answer) for i in rows), strict=True)
-        with self.model.backbone.autocast(self.s.autocast):
-            score = self.model.scores_under(memories, questions, gold, batch_size=self._batch_size(memories), on_batch=on_batch)
-        return (score.log_prob / score.tokens).tolist()
+        def made() -> tuple[list, float]:
+            start = time.perf_counter()
+            return make(on_batch), time.perf_counter() - start
+
+        if self.kept.known:
+            on_batch(rows)
+        found, self.seconds = self.kept.of(made)
+        return found
 
 
 def _write_banks(model: MemoryModel, conversations: Sequence[Conversation], asked, states, s: EvaluateSettings):

@@ -162,6 +162,11 @@ class Experiment(Settings):
         """Where this run's training is kept until `save_run` is done, so that a killed run goes on from there."""
         return Path(self.output_dir) / "checkpoint.safetensors"
 
+    @property
+    def evaluated(self) -> Path:
+        """Where this run's answers are kept likewise."""
+        return Path(self.output_dir) / "evaluated.json"
+
     def build(self, backbone: Backbone) -> MemoryModel:
         """The model that this run trains and measures."""
         model = MemoryModel(backbone, **asdict(self.memory_settings))
@@ -313,6 +318,7 @@ def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "p
     record["files"] = {name: file_checksum(folder / name) for name in written}
     save_json(folder / "record.json", record, indent=2)
     experiment.checkpoint.unlink(missing_ok=True)
+    experiment.evaluated.unlink(missing_ok=True)
     return record
 
 

@@ -1,5 +1,5 @@
-"""Training killed at any moment goes on to the weights that it would have had, bit for bit; and what is no checkpoint
-of the training is never gone on from."""
+"""Training killed at any moment goes on to the weights that it would have had, bit for bit, and an evaluation to its
+answers; and what is no checkpoint of it is never gone on from."""
 
 import logging
 import signal
@@ -154,9 +154,10 @@ def test_a_run_removes_its_checkpoint_when_it_is_saved(tiny, tmp_path):
     settings = vars(run.train_settings) | dict(progress=False)
     history = pdmem.train(model, data.train, checkpoint=run.checkpoint, **settings)
     assert run.checkpoint.exists()
-    evaluation = pdmem.evaluate(model, data.test[:2], questions_per_bucket=1, max_new_tokens=2, progress=False)
+    evaluation = pdmem.evaluate(model, data.test[:2], run.evaluated, questions_per_bucket=1, max_new_tokens=2, progress=False)
+    assert run.evaluated.exists()
     pdmem.save_run(run, model, data, history, evaluation, started=0.0)
-    assert (tmp_path / "record.json").exists() and not run.checkpoint.exists()
+    assert (tmp_path / "record.json").exists() and not run.checkpoint.exists() and not run.evaluated.exists()
 
 
 KILLED = """
@@ -181,6 +182,70 @@ def test_a_killed_process_is_gone_on_from_by_another(tiny, conversations, tmp_pa
     done = []
     pdmem.train(resumed, conversations, on_step=done.append, checkpoint=file, **SETTINGS)
     assert done[0] == 7 and same(weights(resumed), weights(whole))
+
+
+# ---- an evaluation ---------------------------------------------------------------------------------------------------
+
+ASKING = dict(questions_per_bucket=2, max_new_tokens=3, progress=False)
+
+
+def asked_until(stop, model, conversations, file, monkeypatch, **settings):
+    """The evaluation, its calls of the model, and whether it was killed before call ``stop``."""
+    calls = []
+
+    def counted(name):
+        plain = getattr(type(model), name)
+
+        def call(self, memories, *rest, **more):
+            if "off" not in memories:  # the frozen model's answers have a cache of their own
+                if len(calls) == stop:
+                    raise Killed
+                calls.append(name)
+            return plain(self, memories, *rest, **more)
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("answers_under", "scores_under"):
+            patch.setattr(type(model), name, counted(name))
+        try:
+            return pdmem.evaluate(model, conversations, file, **ASKING | settings), calls, False
+        except Killed:
+            return None, calls, True
+
+
+@pytest.mark.parametrize("name", ["slot", "hebbian", "slot.format", "slot.lora"])
+def test_a_killed_evaluation_goes_on_to_the_same_tables(tiny, conversations, tmp_path, monkeypatch, name):
+    model, file = build(tiny, name), tmp_path / "evaluated.json"
+    pdmem.train(model, conversations, **SETTINGS)
+    whole, calls, _ = asked_until(None, model, conversations, None, monkeypatch)
+    assert len(calls) >= 2
+    for stop in range(len(calls)):  # one call more each time
+        _, made, killed = asked_until(min(stop, 1), model, conversations, file, monkeypatch)
+        assert killed and len(made) == min(stop, 1)
+    again, made, killed = asked_until(None, model, conversations, file, monkeypatch)
+    assert not killed and len(made) == 1  # the last one
+    for table, theirs in ((again.per_question.drop(columns="seconds"), whole.per_question.drop(columns="seconds")),
+                          (again.checkpoints, whole.checkpoints), (again.turns, whole.turns)):
+        assert table.equals(theirs)
+    assert (again.per_question["seconds"].notna() == whole.per_question["seconds"].notna()).all()
+    assert asked_until(0, model, conversations, file, monkeypatch)[2] is False  # nothing is left to ask
+
+
+def test_answers_of_another_evaluation_or_a_damaged_file_are_not_taken(tiny, conversations, tmp_path, monkeypatch, caplog):
+    model, file = build(tiny, "slot"), tmp_path / "evaluated.json"
+    whole, calls, _ = asked_until(None, model, conversations, file, monkeypatch)
+    content = file.read_bytes()
+    trained = build(tiny, "slot")
+    pdmem.train(trained, conversations, **SETTINGS)
+    changes = [(trained, {}, content), (model, dict(max_new_tokens=2), content), (model, {}, content[:-40]), (model, {}, b"[]")]
+    for other, settings, left in changes:
+        file.write_bytes(left)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            _, made, _ = asked_until(None, other, conversations, file, monkeypatch, **settings)
+        assert made == calls and "made again" in caplog.text
+    file.write_bytes(content)
+    assert asked_until(0, model, conversations, file, monkeypatch)[0].per_question.equals(whole.per_question)
 
 
 # ---- a finished run --------------------------------------------------------------------------------------------------

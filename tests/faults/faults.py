@@ -56,7 +56,7 @@ def kill_train(times: int, folder: Path, rng: Random) -> Tries:
 
 
 def kill_evaluate(times: int, folder: Path, rng: Random) -> Tries:
-    yield from killed(work.evaluate, times, folder, rng)
+    yield from killed(work.evaluate, times, folder, rng, kills=2)
 
 
 def kill_save(times: int, folder: Path, rng: Random) -> Tries:
@@ -168,6 +168,10 @@ def fuzz_checkpoint(times: int, folder: Path, rng: Random) -> Tries:
                     rng, remade=True)
 
 
+def fuzz_evaluated(times: int, folder: Path, rng: Random) -> Tries:
+    yield from fuzz(work.evaluate, work.evaluate, "evaluated.json", times, folder, rng, remade=True)
+
+
 def fuzz_adapter(times: int, folder: Path, rng: Random) -> Tries:
     for name in ("slot", "slot.lora"):
         yield from fuzz(partial(work.load_adapter, name), partial(work.save_adapter, name), "adapter/*", times // 2, folder, rng)
@@ -258,9 +262,9 @@ def hub_hangs(times: int, folder: Path, rng: Random) -> Tries:
 
 FAULTS = {f.__name__: f for f in (
     kill_encode, kill_train, kill_evaluate, kill_save, full_disk, file_size_limit, read_only_folder, file_for_a_folder,
-    fuzz_states, fuzz_frozen_answers, fuzz_references, fuzz_checkpoint, fuzz_adapter, fuzz_state, fuzz_run, fuzz_sealed_folder,
-    fuzz_official_locomo, fuzz_locomo_of_ones_own, two_processes_one_cache, two_processes_one_state, clock_goes_back,
-    hub_hangs)}
+    fuzz_states, fuzz_frozen_answers, fuzz_references, fuzz_checkpoint, fuzz_evaluated, fuzz_adapter, fuzz_state, fuzz_run,
+    fuzz_sealed_folder, fuzz_official_locomo, fuzz_locomo_of_ones_own, two_processes_one_cache, two_processes_one_state,
+    clock_goes_back, hub_hangs)}
 
 
 def main() -> int:

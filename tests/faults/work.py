@@ -108,7 +108,7 @@ def half_trained(name: str) -> str:
 
 
 def evaluate() -> str:
-    table = pdmem.evaluate(build("slot"), ready["conversations"], **asdict(ASKING)).per_question
+    table = pdmem.evaluate(build("slot"), ready["conversations"], place() / "evaluated.json", **asdict(ASKING)).per_question
     return digest(table.drop(columns="seconds").to_json(double_precision=15))
 
 
