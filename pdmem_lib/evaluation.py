@@ -71,11 +71,13 @@ class EvaluateSettings(Settings):
 @dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` measured. ``per_question``: a row a question; ``checkpoints``: its F1 after earlier sessions;
-    ``turns``: how high attention to memory ranks its evidence (`provenance.find_turns`)."""
+    ``turns``: how high attention to memory ranks its evidence (`provenance.find_turns`); ``earlier``: the seconds that
+    killed processes took for what a checkpoint gave."""
 
     per_question: "pandas.DataFrame"
     checkpoints: "pandas.DataFrame"  # session, conversation, question, f1
     turns: "pandas.DataFrame"
+    earlier: float = 0.0
 
     def forgetting_curve(self) -> "pandas.DataFrame":
         """Retained-memory score by lag bucket: bucket, lag_low, lag_high, n, raw, smoothed (%) [A, C]."""
@@ -188,7 +190,8 @@ def evaluate(model: MemoryModel, conversations: Sequence[Conversation], checkpoi
     turns = pd.DataFrame(columns=list(provenance.COLUMNS))
     if with_banks:
         turns = provenance.find_turns(model, conversations, asked, states, s.progress, s.autocast, relative=True)
-    return Evaluation(table, pd.DataFrame(checkpoints, columns=["session", "conversation", "question", "f1"]), turns)
+    learnt = pd.DataFrame(checkpoints, columns=["session", "conversation", "question", "f1"])
+    return Evaluation(table, learnt, turns, ask.earlier)
 
 
 def sample_questions(conversations: Sequence[Conversation],
@@ -312,7 +315,7 @@ class _Asker:
     def __init__(self, model: MemoryModel, asked: Sequence[tuple[str, int, Question]], s: EvaluateSettings,
                  on_batch: Callable[[int], object], kept: Results | None = None):
         self.model, self.asked, self.s, self.on_batch, self.kept = model, asked, s, on_batch, kept or Results()
-        self.seconds = 0.0  # that the last call took
+        self.seconds = self.earlier = 0.0  # that the last call took, and those that were taken from ``kept``
 
     def into(self, table: "pandas.DataFrame", rows: list[int], memories: Sequence[tuple[str, Memory]]) -> None:
         """Fill answer_, f1_ and logp_<name> of these rows; a name that stands twice gets the mean (and one's answer)."""
@@ -371,9 +374,10 @@ class _Asker:
             start = time.perf_counter()
             return make(on_batch), time.perf_counter() - start
 
-        if self.kept.known:
+        if known := self.kept.known:
             on_batch(rows)
         found, self.seconds = self.kept.of(made)
+        self.earlier += self.seconds * known
         return found
 
 

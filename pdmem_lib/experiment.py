@@ -291,7 +291,8 @@ def title(backbone: str, preset: str, data: str, seeds: Sequence[int] = ()) -> s
 
 def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "pandas.DataFrame",
              evaluation: Evaluation, started: float, references: "pandas.DataFrame | None" = None) -> dict[str, Any]:
-    """Write a finished run into ``experiment.output_dir``; ``started`` is the `time.time` of its begin. Returns the record.
+    """Write a finished run into ``experiment.output_dir``; ``started`` is the `time.time` of its begin. Returns the record,
+    whose seconds count what killed processes spent on what was taken from their checkpoints.
 
     Tables (each row says which run it is of): per_question.parquet, forgetting.csv, knowledge.csv, categories.csv,
     summary.csv, history.csv, turns.csv, and references.parquet where given; ``adapter/`` with its model card; and last
@@ -311,7 +312,8 @@ def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "p
         with atomic_path(folder / "references.parquet") as partial:
             _labelled(references, run).to_parquet(partial, index=False)
     model.save_pretrained(folder / "adapter")
-    record = run_record(experiment, model, data, time.time() - started)
+    earlier = history.attrs.get("earlier", 0.0) + evaluation.earlier
+    record = run_record(experiment, model, data, time.time() - started + earlier)
     with atomic_path(folder / "adapter" / "README.md") as partial:
         partial.write_text(cards.model_card(record, evaluation.summary(), evaluation.estimates()), encoding="utf-8")
     written = [*(f"{name}.csv" for name in tables), "per_question.parquet", *["references.parquet"][: references is not None]]

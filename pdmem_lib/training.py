@@ -63,7 +63,7 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Ca
     is the caller's to delete. A damaged one is said and training starts anew; one of another training is a ValueError.
 
     Returns the history, a row a step: step, epoch, loss (nats per answer token), lr, grad_norm (before clipping),
-    seconds (since the start). ``model.state`` is left alone. The baseline has nothing to train: its history is empty.
+    seconds (since the start, killed processes' included; ``.attrs["earlier"]`` are theirs). ``model.state`` is left alone. The baseline has nothing to train: its history is empty.
     """
     import pandas as pd
 
@@ -71,6 +71,7 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Ca
     generator = torch.Generator().manual_seed(s.seed)
     questions = training_questions(conversations, s, generator)
     rows: list[dict] = []
+    earlier = 0.0
     parameters = model.parameters()
     if parameters:
         used = {c.id: c for c, _ in questions}
@@ -89,11 +90,12 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Ca
             run = identity(model, used.values(), banks, s)
             kept = Checkpoint(checkpoint, checkpoint_every, run, parameters, optimizer)
             rows = kept.restore()
+            earlier = rows[-1]["seconds"] if rows else 0.0
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, s.warmup_steps, total),
                                                       last_epoch=len(rows) - 1)
         batches = ((epoch, batch) for epoch in range(s.epochs)
                    for batch in _epoch_batches(ids, lengths, s.batch_size, generator))
-        start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+        start = time.perf_counter() - earlier
         with tqdm(total=total, initial=len(rows), desc=f"train {model.method}", unit="step", disable=not s.progress,
                   mininterval=1.0) as bar:
             for epoch, batch in islice(batches, len(rows), None):
@@ -108,7 +110,9 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Ca
                     on_step(rows[-1]["step"])
                 bar.set_postfix(loss=f"{rows[-1]['loss']:.2f}", refresh=False)
                 bar.update()
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    history = pd.DataFrame(rows, columns=list(COLUMNS))
+    history.attrs["earlier"] = earlier
+    return history
 
 
 def take_step(model: MemoryModel, optimizer: torch.optim.Optimizer, questions: Sequence[Question], bank: State,

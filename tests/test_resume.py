@@ -5,6 +5,7 @@ import logging
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -65,6 +66,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights_and_history(tiny, conver
     assert same(weights(resumed), weights(whole))
     assert again.drop(columns="seconds").equals(history.drop(columns="seconds"))
     assert again.dtypes.equals(history.dtypes) and again["seconds"].is_monotonic_increasing
+    assert history.attrs["earlier"] == 0 and again.attrs["earlier"] == again["seconds"].iloc[-2]
 
 
 def test_a_finished_training_is_taken_from_its_checkpoint(tiny, conversations, tmp_path):
@@ -156,7 +158,9 @@ def test_a_run_removes_its_checkpoint_when_it_is_saved(tiny, tmp_path):
     assert run.checkpoint.exists()
     evaluation = pdmem.evaluate(model, data.test[:2], run.evaluated, questions_per_bucket=1, max_new_tokens=2, progress=False)
     assert run.evaluated.exists()
-    pdmem.save_run(run, model, data, history, evaluation, started=0.0)
+    history.attrs["earlier"] = 1e6  # of killed processes
+    record = pdmem.save_run(run, model, data, history, evaluation, started=time.time())
+    assert 1e6 <= record["seconds"] < 1e6 + 100
     assert (tmp_path / "record.json").exists() and not run.checkpoint.exists() and not run.evaluated.exists()
 
 
@@ -227,6 +231,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_tables(tiny, conversations, tmp
     for table, theirs in ((again.per_question.drop(columns="seconds"), whole.per_question.drop(columns="seconds")),
                           (again.checkpoints, whole.checkpoints), (again.turns, whole.turns)):
         assert table.equals(theirs)
+    assert again.earlier > 0 and whole.earlier == 0
     assert (again.per_question["seconds"].notna() == whole.per_question["seconds"].notna()).all()
     assert asked_until(0, model, conversations, file, monkeypatch)[2] is False  # nothing is left to ask
 
