@@ -360,7 +360,8 @@ class _Asker:
 
         def scored(on_batch: Callable[[int], object]) -> list[list[float]]:
             with self.model.backbone.autocast(self.s.autocast):
-                score = self.model.scores_under(memories, questions, gold, batch_size=self._batch_size(memories), on_batch=on_batch)
+                score = self.model.scores_under(memories, questions, gold, batch_size=self._batch_size(memories),
+                                                on_batch=on_batch)
             return (score.log_prob / score.tokens).tolist()
 
         return self._once(len(rows), memories, scored)

@@ -227,7 +227,9 @@ class MemoryModel:
         targets = [target_ids(self.backbone, answer) for answer in answers]
         lengths = [len(self._fitting(p + t)) for p, t in zip(prompts, targets, strict=True)]
         size = batch_size or len(lengths)
-        order = sorted(range(len(lengths)), key=lengths.__getitem__ if batch_size else int)
+        order = list(range(len(lengths)))
+        if batch_size:
+            order.sort(key=lengths.__getitem__)
         log_probs, tokens = [], []
         for a in range(0, len(order), size):
             batch = order[a : a + size]

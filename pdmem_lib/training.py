@@ -63,7 +63,8 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Ca
     is the caller's to delete. A damaged one is said and training starts anew; one of another training is a ValueError.
 
     Returns the history, a row a step: step, epoch, loss (nats per answer token), lr, grad_norm (before clipping),
-    seconds (since the start, killed processes' included; ``.attrs["earlier"]`` are theirs). ``model.state`` is left alone. The baseline has nothing to train: its history is empty.
+    seconds (since the start, killed processes' included; ``.attrs["earlier"]`` are theirs). ``model.state`` is left
+    alone. The baseline has nothing to train: its history is empty.
     """
     import pandas as pd
 
