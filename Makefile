@@ -1,7 +1,7 @@
 # Everything by one command; `make help` lists them. Needs Python 3.11 or 3.12 and a package index, nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce foretell recall sensitivity chapters test bench audit docs lab studio studio-film clean
+.PHONY: help setup reproduce foretell recall sensitivity rates chapters test bench audit docs lab studio studio-film clean
 
 # What to run. Empty: what the preset says.
 PRESET ?= quick
@@ -94,6 +94,13 @@ sensitivity: $(READY) ## which choice carries recall: slots on tiny-gpt2, or MET
 	  -k python3 --log-output --no-progress-bar $(if $(DATA),-r data "$(DATA)" -r preset "$(PRESET)") \
 	  -r backbone "$(or $(BACKBONE),tiny-gpt2)" $(if $(METHODS),-r methods "$(METHODS)") $(if $(SEEDS),-r seeds "$(SEEDS)") \
 	  -r runs_dir "data/runs/$(SENSITIVITY)" -r figures_dir "figures/$(SENSITIVITY)"
+
+RATES := rates-$(or $(BACKBONE),tiny-gpt2)$(if $(BACKBONE),-$(PRESET)-$(notdir $(or $(DATA),locomo)),-smoke-synthetic)
+rates: $(READY) ## a learning rate chosen on a training conversation held out: PRESET=full METHODS=prefix BACKBONE=smollm2-135m (40 min a method)
+	@mkdir -p "data/runs/$(RATES)"
+	@$(RUN) -m papermill notebooks/95_learning_rates.ipynb "data/runs/$(RATES)/rates.ipynb" -k python3 --log-output --no-progress-bar \
+	  $(if $(BACKBONE),-r backbone "$(BACKBONE)" -r preset "$(PRESET)" -r data "$(or $(DATA),locomo)") \
+	  $(if $(METHODS),-r methods "$(METHODS)") $(if $(SEEDS),-p seed "$(SEEDS)") -r runs_dir "data/runs/$(RATES)" -r figures_dir "figures/$(RATES)"
 
 chapters: $(READY) ## execute the chapter notebooks and save them with their outputs, as they are committed
 	@$(RUN) notebooks/execute.py $(CHAPTERS)

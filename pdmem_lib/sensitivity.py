@@ -107,6 +107,32 @@ def differences(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "setting", "seeds", "mean", "difference", "low", "high", "apart"])
 
 
+def held_out_by_rate(table: pd.DataFrame, subtitle: str) -> go.Figure:
+    """How likely the held-out conversation's answers are (nats an answer token) by learning rate, a line a method.
+
+    Columns method, rate, own, zero, f1_own (%), a row a trial; the likeliest of a method has a ring around it.
+    """
+    require(table, "method", "rate", "own", "zero", "f1_own")
+    figure = go.Figure()
+    for method, rows in table.sort_values("rate").groupby("method", sort=False):
+        look, best = look_of(method), rows.loc[rows["own"].idxmax()]
+        line = dict(color=look.colour, width=3)
+        figure.add_scatter(x=rows["rate"], y=rows["own"], mode="lines+markers", name=f"{look.label}, own memory", line=line,
+                           marker=dict(symbol=look.symbol, size=13, color=look.colour), customdata=rows["f1_own"],
+                           hovertemplate=f"{look.label}, %{{x:g}}: %{{y:.3f}} nats, F1 %{{customdata:.1f}} %<extra></extra>")
+        figure.add_scatter(x=rows["rate"], y=rows["zero"], mode="lines", name=f"{look.label}, zero state",
+                           line=line | dict(dash="dot", width=2), hoverinfo="skip")
+        figure.add_scatter(x=[best["rate"]], y=[best["own"]], mode="markers", showlegend=False, hoverinfo="skip",
+                           marker=dict(symbol="circle-open", size=30, color=INK, line_width=2))
+        for row in rows.itertuples():
+            figure.add_annotation(x=np.log10(row.rate), y=row.own, text=f"F1 {row.f1_own:.1f}", showarrow=False, yshift=28)
+    legend_entry(figure, "chosen", marker=dict(symbol="circle-open", size=18, color=INK, line_width=2))
+    figure.update_xaxes(type="log", title="learning rate", tickvals=sorted(set(table["rate"])),
+                        ticktext=[f"{rate:g}" for rate in sorted(set(table["rate"]))])
+    figure.update_yaxes(title="log-probability of the answer<br>(nats per token)")
+    return finish(figure, "The learning rate, chosen on a conversation kept from training", subtitle)
+
+
 @dataclass(frozen=True)
 class _Panel:
     title: str
