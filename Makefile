@@ -41,7 +41,7 @@ CHAPTERS := $(filter-out notebooks/9%,$(wildcard notebooks/[0-9]*.ipynb)) $(wild
 
 help: ## list the targets
 	@sed -n 's/^\([a-z.-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
-	@echo "  Variables: PRESET=smoke|quick|full BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 KEEP=1 SHARE=4 PROFILE=slurm|kubernetes NO_VENV=1"
+	@echo "  Variables: PRESET=smoke|quick|full|tuned BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 KEEP=1 SHARE=4 PROFILE=slurm|kubernetes NO_VENV=1"
 
 setup: $(READY) ## make the environment (the others do it by themselves)
 
@@ -74,7 +74,7 @@ $(CLUSTER): $(READY)
 	@$(RUN) -c 'import snakemake_executor_plugin_slurm, snakemake_executor_plugin_cluster_generic' 2>/dev/null || $(PIP) -q -e ".[cluster]" >&2
 endif
 
-reproduce: $(READY) $(CLUSTER) ## run the study: PRESET=smoke (90 s), quick (10 min, the default) or full (the published protocol)
+reproduce: $(READY) $(CLUSTER) ## run the study: PRESET=smoke (90 s), quick (10 min, the default), full (the published protocol) or tuned (at rates chosen)
 	@$(RUN) notebooks/reproduce.py --preset "$(PRESET)" --backbone "$(BACKBONE)" --data "$(DATA)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(KEEP),--keep "$(KEEP)") $(if $(SHARE),--share "$(SHARE)") $(if $(CORES),--cores "$(CORES)") $(if $(PROFILE),--profile "$(PROFILE)")
 
 foretell: $(READY) ## how long a preset's runs will take on this machine, without making them: PRESET=full, and the same choices
@@ -96,7 +96,7 @@ sensitivity: $(READY) ## which choice carries recall: slots on tiny-gpt2, or MET
 	  -r runs_dir "data/runs/$(SENSITIVITY)" -r figures_dir "figures/$(SENSITIVITY)"
 
 RATES := rates-$(or $(BACKBONE),tiny-gpt2)$(if $(BACKBONE),-$(PRESET)-$(notdir $(or $(DATA),locomo)),-smoke-synthetic)
-rates: $(READY) ## a learning rate chosen on a training conversation held out: PRESET=full METHODS=prefix BACKBONE=smollm2-135m (40 min a method)
+rates: $(READY) ## a learning rate chosen on a training conversation held out: PRESET=full METHODS=prefix BACKBONE=smollm2-135m (an hour a method)
 	@mkdir -p "data/runs/$(RATES)"
 	@$(RUN) -m papermill notebooks/95_learning_rates.ipynb "data/runs/$(RATES)/rates.ipynb" -k python3 --log-output --no-progress-bar \
 	  $(if $(BACKBONE),-r backbone "$(BACKBONE)" -r preset "$(PRESET)" -r data "$(or $(DATA),locomo)") \

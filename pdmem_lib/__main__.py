@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         loaded = experiment.load_data(data, given.preset)
         if given.command == "banks":
             return _banks(given, backbone, loaded)
-        tokens = experiment.encode(load_backbone(backbone), loaded, experiment.Experiment(preset=given.preset))
+        tokens = experiment.encode(load_backbone(backbone), loaded, experiment.Experiment(method="baseline", preset=given.preset))
         turns = sum(len(c.turns) for c in loaded.conversations)
         print(f"encoded {turns:,} turns ({tokens:,} tokens) of {data} with {backbone}")
     except (ValueError, OSError, RuntimeError) as error:

@@ -56,6 +56,7 @@ class Preset:
     capacities: tuple[int, ...]
     seeds: tuple[int, ...]
     train: Mapping[str, Any] = field(default_factory=dict)
+    chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # a method's own training settings, over ``train``
     evaluate: Mapping[str, Any] = field(default_factory=dict)
     budgets: tuple[int, ...] = (64, 640)  # tokens that BM25 may fill: as many as the banks have entries [D]
     last: int | None = None  # tokens that the last turns may fill; None: the window
@@ -84,6 +85,9 @@ PRESETS = {
         "the published protocol: six methods and the baseline, 1x and 10x, three seeds, every question",
         methods=("baseline", *METHODS, *(f"{name}{FORMAT}" for name in METHODS), f"slot{LORA}", f"gated{LORA}"),
         capacities=(1, 10), seeds=(42, 43, 44), run_gb=7.5),
+    "tuned": Preset(
+        "the published protocol at learning rates chosen on a training conversation held out (notebooks/95_learning_rates)",
+        methods=("prefix",), capacities=(1, 10), seeds=(42, 43, 44), chosen={"prefix": dict(lr=0.1)}, run_gb=7.5),
 }
 
 
@@ -131,6 +135,10 @@ class Experiment(Settings):
             raise ValueError(f"{self.method!r}: the baseline has no adapter to train; name one of {', '.join(METHODS)}")
         if self.preset not in PRESETS:
             raise ValueError(f"unknown preset {self.preset!r}: known are {', '.join(PRESETS)}")
+        chosen = PRESETS[self.preset].chosen
+        if chosen and self.method not in (known := ["baseline", *chosen, *(method + FORMAT for method in chosen)]):
+            raise ValueError(f"the preset {self.preset!r} has settings chosen for {', '.join(known)} and none for "
+                             f"{self.method}: choose them first (notebooks/95_learning_rates)")
         self.memory_settings, self.train_settings, self.evaluate_settings  # noqa: B018 - refuse bad ones now
 
     def _given(self, *kinds: type) -> dict[str, Any]:
@@ -145,7 +153,9 @@ class Experiment(Settings):
     @property
     def train_settings(self) -> TrainSettings:
         """Training's: what this run gives, else the preset's, else the protocol's."""
-        return TrainSettings.from_mapping({**PRESETS[self.preset].train, **self._given(TrainSettings), **self._reads})
+        preset = PRESETS[self.preset]
+        chosen = preset.chosen.get(split_name(self.method)[0], {})
+        return TrainSettings.from_mapping({**preset.train, **chosen, **self._given(TrainSettings), **self._reads})
 
     @property
     def evaluate_settings(self) -> EvaluateSettings:

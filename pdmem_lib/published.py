@@ -97,6 +97,18 @@ def beside(questions: "pandas.DataFrame", knowledge: "pandas.DataFrame", verdict
     return pd.concat([table(), pd.DataFrame(rows)], axis=1).astype({"n": "Int64"})
 
 
+def with_tuned(beside: "pandas.DataFrame", tuned: "pandas.DataFrame") -> "pandas.DataFrame":
+    """The table of `beside` and, in columns of their own, what runs at chosen settings measured: tuned, tuned_low,
+    tuned_high, tuned_n, tuned_verdict. ``tuned``: those runs' own table of `beside`; of it, only what is of one method."""
+    keys = list(COLUMNS[:6])  # what is printed and where, without the numbers
+    names = {"ours": "tuned", "ours_low": "tuned_low", "ours_high": "tuned_high", "n": "tuned_n", "verdict": "tuned_verdict"}
+    of_one = tuned[~tuned["method"].isin(["off", "all six"])].astype({"lag": object, "verdict": object})
+    of_one = of_one.fillna({"lag": "", "verdict": ""})  # a file gives back an empty text as NaN
+    of_one = of_one.astype(beside.dtypes[[*keys, "verdict"]].to_dict())
+    found = beside.merge(of_one[[*keys, *names]].rename(columns=names), on=keys, how="left", validate="one_to_one")
+    return found.fillna({"tuned_verdict": ""}).astype({"tuned_n": "Int64"})
+
+
 def _ours(row, capacity: int, kept: "pandas.DataFrame", questions: "pandas.DataFrame", knowledge: "pandas.DataFrame",
           scores: "pandas.DataFrame") -> dict:
     """ours, ours_low, ours_high and n for one printed number."""

@@ -125,12 +125,13 @@ def held_out_by_rate(table: pd.DataFrame, subtitle: str) -> go.Figure:
         figure.add_scatter(x=[best["rate"]], y=[best["own"]], mode="markers", showlegend=False, hoverinfo="skip",
                            marker=dict(symbol="circle-open", size=30, color=INK, line_width=2))
         for row in rows.itertuples():
-            figure.add_annotation(x=np.log10(row.rate), y=row.own, text=f"F1 {row.f1_own:.1f}", showarrow=False, yshift=28)
+            figure.add_annotation(x=np.log10(row.rate), y=row.own, text=f"F1 {row.f1_own:.1f}", showarrow=False, yshift=32,
+                                  bgcolor="rgba(255,255,255,0.8)")
     legend_entry(figure, "chosen", marker=dict(symbol="circle-open", size=18, color=INK, line_width=2))
     figure.update_xaxes(type="log", title="learning rate", tickvals=sorted(set(table["rate"])),
                         ticktext=[f"{rate:g}" for rate in sorted(set(table["rate"]))])
     figure.update_yaxes(title="log-probability of the answer<br>(nats per token)")
-    return finish(figure, "The learning rate, chosen on a conversation kept from training", subtitle)
+    return finish(figure, "The learning rate, chosen on a conversation kept from training", subtitle, left=130)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import papermill
 import psutil
 import pytest
 
-from pdmem_lib.experiment import PRESETS
+from pdmem_lib.experiment import PRESETS, load_data
 from pdmem_lib.synthetic import synthetic_locomo
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -330,3 +330,34 @@ def test_the_sensitivity_notebook_of_locomo_makes_each_setting_once(workplace):
     assert (figures / "sensitivity_slot.html").exists()
     with pytest.raises(papermill.PapermillExecutionError, match="unknown settings"):
         make("gamma 1")
+
+
+@pytest.mark.slow
+def test_rates_are_tried_without_a_look_at_the_test_conversations(workplace):
+    """Each once; the last training conversation is asked, the others train."""
+    few = {"max_questions": 16, "questions_per_bucket": 2, "max_new_tokens": 2}
+
+    def make(rates):
+        papermill.execute_notebook(NOTEBOOKS / "95_learning_rates.ipynb", "out.ipynb", progress_bar=False, kernel_name="python3",
+                                   parameters=dict(rates=rates, overrides=few))
+        return {path.name: path.stat().st_mtime_ns for path in runs.glob("*.csv")}
+
+    runs = Path("data/runs/rates-tiny-gpt2-smoke-synthetic")
+    first = make("0.01")
+    both = make("0.01,0.1")
+    assert len(first) == 1 and len(both) == 2 and both.items() >= first.items()
+    folder = Path("figures/rates-tiny-gpt2-smoke-synthetic")
+    table = pandas.read_csv(folder / "rates.csv")
+    assert table["rate"].tolist() == [0.01, 0.1] and table["own"].nunique() == 2
+    assert table.loc[table["chosen"], "own"].item() == table["own"].max()
+    data = load_data("synthetic", "smoke")
+    held_out = {record["held_out"] for record in json.loads((folder / "records.json").read_text()).values()}
+    assert held_out == {data.train[-1].id} and not held_out & {talk.id for talk in data.test}
+    assert (folder / "rates.html").exists()
+
+
+def test_what_has_no_settings_chosen_is_refused_before_any_run(workplace):
+    assert planned(preset="tuned", methods="prefix,prefix.format", capacities="1", seeds="42") == {
+        ("prefix", 1, 42), ("prefix.format", 1, 42)}
+    result = snakemake("--dry-run", preset="tuned", methods="slot")
+    assert result.returncode != 0 and "none for slot: choose them first" in result.stdout + result.stderr

@@ -1,8 +1,10 @@
 """The published numbers stand as they were printed, method by method."""
 
 import re
+from io import StringIO
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from pdmem_lib import METHODS, collected, estimates, metrics, published
@@ -72,6 +74,20 @@ def test_every_number_has_its_place_beside_ours(beside, table):
     run = ours[(ours["quantity"] == "retained") & (ours["capacity"].fillna(1) == 1)]
     assert run["ours"].notna().all() and (run["ours_low"] <= run["ours"] + 1e-9).all() and set(run["verdict"]) == {"cannot be told"}
     assert ours[ours["capacity"] == 10][["ours", "ours_low", "n"]].isna().all(axis=None)  # not run at 10x
+
+
+def test_what_was_tuned_has_columns_of_its_own(beside):
+    """Read back from a file, as a report does; a range over one method is no range over six."""
+    ours, _ = beside
+    one = ours[ours["method"].isin(["prefix", "off", "all six"])].assign(ours=ours["ours"] + 1, verdict="remembers")
+    both = published.with_tuned(ours, pd.read_csv(StringIO(one.to_csv(index=False))))
+    assert both[list(ours.columns)].equals(ours)
+    prefix = both["method"] == "prefix"
+    assert (both.loc[prefix, "tuned_verdict"] == "remembers").all() and set(both.loc[~prefix, "tuned_verdict"]) == {""}
+    run = prefix & both["ours"].notna()
+    assert run.sum() >= 2 and both.loc[run, "tuned"].tolist() == pytest.approx((ours.loc[run, "ours"] + 1).tolist())
+    assert both.loc[run, "tuned_n"].tolist() == both.loc[run, "n"].tolist()
+    assert both.loc[~run, ["tuned", "tuned_low", "tuned_n"]].isna().all(axis=None)
 
 
 def test_ours_are_the_numbers_of_the_summary(beside):

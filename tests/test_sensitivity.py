@@ -56,6 +56,17 @@ def test_the_figure_has_a_row_a_setting_and_a_panel_a_lag(table):
         sensitivity.recall_by_setting(pd.concat([table, table.assign(method="gated")]), "made up")
 
 
+def test_the_figure_of_rates_rings_the_likeliest_of_each_method():
+    rows = [("slot", 0.001, -2.0, 9.0), ("slot", 0.01, -1.5, 12.0), ("slot", 0.1, -3.0, 1.0), ("gated", 0.01, -1.9, 8.0)]
+    table = pd.DataFrame(rows, columns=["method", "rate", "own", "f1_own"]).assign(zero=-4.0)
+    figure = sensitivity.held_out_by_rate(table, "made up")
+    rings = [(trace.x[0], trace.y[0]) for trace in figure.data if trace.marker.symbol == "circle-open" and trace.x[0] is not None]
+    assert sorted(rings) == [(0.01, -1.9), (0.01, -1.5)]
+    assert {"F1 12.0", "F1 1.0"} <= {annotation.text for annotation in figure.layout.annotations}
+    with pytest.raises(ValueError, match="rate"):
+        sensitivity.held_out_by_rate(table.drop(columns="rate"), "made up")
+
+
 def test_the_figure_of_locomo_has_a_panel_a_measure():
     rows = {(BASE, 42): (0.002, -2.5, 18.0), ("γ 1", 42): (0.012, -2.4, 17.0)}
     table = pd.DataFrame([dict(method="slot", setting=setting, seed=seed, **dict(zip(sensitivity.LOCOMO, row, strict=True)))

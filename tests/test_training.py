@@ -3,8 +3,10 @@
 import dataclasses
 import logging
 import math
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -486,6 +488,28 @@ def test_an_experiments_settings_are_the_presets_unless_given():
     assert pdmem.Experiment(preset="full").train_settings == TrainSettings()
 
 
+def test_the_tuned_preset_is_the_full_one_but_for_what_was_chosen():
+    full, tuned = PRESETS["full"], PRESETS["tuned"]
+    assert (tuned.train, tuned.evaluate, tuned.budgets, tuned.last, tuned.train_conversations) == (
+        full.train, full.evaluate, full.budgets, full.last, full.train_conversations)
+    for method, chosen in tuned.chosen.items():
+        for name in (method, f"{method}.format"):
+            a, b = (pdmem.Experiment(method=name, preset=preset) for preset in ("full", "tuned"))
+            assert b.train_settings == dataclasses.replace(a.train_settings, **chosen) != a.train_settings
+            assert (b.evaluate_settings, b.memory_settings) == (a.evaluate_settings, a.memory_settings)
+        assert pdmem.Experiment(method=method, preset="tuned", lr=0.5).train_settings.lr == 0.5
+    left = next(method for method in pdmem.METHODS if method not in tuned.chosen)
+    with pytest.raises(ValueError, match=f"none for {left}: choose them first"):
+        pdmem.Experiment(method=left, preset="tuned")
+
+
+def test_the_tuned_rates_are_those_that_won_on_the_held_out_conversation():
+    table = pd.read_csv(Path(__file__).parent.parent / "figures" / "rates-smollm2-135m-full-locomo" / "rates.csv")
+    for method, chosen in PRESETS["tuned"].chosen.items():
+        tried = table[table["method"] == method]
+        assert chosen == {"lr": tried.loc[tried["own"].idxmax(), "rate"]} and len(tried) >= 3
+
+
 def test_what_is_trained_beside_a_method(tiny):
     method, control, lora = (pdmem.Experiment(method=name) for name in ("M.6", "M.6.format", "slot.lora"))
     assert (control.method, lora.method) == ("slot.format", "slot.lora")
@@ -504,5 +528,5 @@ def test_presets_hold_settings_that_exist(name):
     preset = PRESETS[name]
     TrainSettings.from_mapping(preset.train)
     EvaluateSettings.from_mapping(preset.evaluate)
-    assert {*pdmem.METHODS, "baseline"} <= set(preset.methods)
+    assert {*pdmem.METHODS, "baseline"} <= set(preset.methods) or preset.chosen
     assert [pdmem.Experiment(method=method, preset=name).method for method in preset.methods] == list(preset.methods)
