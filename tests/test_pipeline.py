@@ -259,6 +259,11 @@ def test_smoke_preset_from_end_to_end(workplace):
     assert dict(zip(verdicts["method"], verdicts["verdict"])).keys() == {"slot", "hebbian"}
     assert all(method in result.stdout for method in methods)
     assert "SYNTHETIC" in result.stdout
+    papermill.execute_notebook(NOTEBOOKS / "91_report.ipynb", "again.ipynb", progress_bar=False, kernel_name="python3",
+                               parameters=dict(runs_dir="data/runs/" + figures.name, figures_dir="again", preset="smoke",
+                                               backbone="tiny-gpt2", data="synthetic", tuned=f"{figures}/beside_published.csv"))
+    both = pandas.read_csv("again/beside_published.csv").query("method == 'slot' and ours == ours")
+    assert len(both) and (both["tuned"] == both["ours"]).all() and (both["tuned_verdict"] == both["verdict"]).all()
 
 
 @pytest.mark.slow
@@ -361,3 +366,16 @@ def test_what_has_no_settings_chosen_is_refused_before_any_run(workplace):
         ("prefix", 1, 42), ("prefix.format", 1, 42)}
     result = snakemake("--dry-run", preset="tuned", methods="slot")
     assert result.returncode != 0 and "none for slot: choose them first" in result.stdout + result.stderr
+
+
+def test_what_was_tuned_stands_in_the_full_presets_report_alone(workplace):
+    def told(preset):
+        result = snakemake("--dry-run", "--printshellcmds", preset=preset, methods="prefix")
+        assert result.returncode == 0, result.stderr
+        return re.findall(r'-r tuned "(\S+)"', result.stdout + result.stderr)
+
+    table = workplace / "figures" / "tuned-tiny-gpt2-synthetic" / "beside_published.csv"
+    assert told("full") == []
+    table.parent.mkdir(parents=True)
+    table.write_text("source")
+    assert told("full") == [str(table.relative_to(workplace))] and told("smoke") == told("tuned") == []
