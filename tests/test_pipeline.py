@@ -18,7 +18,7 @@ import papermill
 import psutil
 import pytest
 
-from pdmem_lib.experiment import PRESETS, load_data
+from pdmem_lib.experiment import PRESETS
 from pdmem_lib.synthetic import synthetic_locomo
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -264,101 +264,6 @@ def test_smoke_preset_from_end_to_end(workplace):
                                                backbone="tiny-gpt2", data="synthetic", tuned=f"{figures}/beside_published.csv"))
     both = pandas.read_csv("again/beside_published.csv").query("method == 'slot' and ours == ours")
     assert len(both) and (both["tuned"] == both["ours"]).all() and (both["tuned_verdict"] == both["verdict"]).all()
-
-
-@pytest.mark.slow
-def test_the_recall_notebook_makes_each_method_once(workplace):
-    """And a method made under other settings is made again."""
-    few = {"steps": 3, "rows": 8, "probe_rows": 4, "pairs": 1, "lags": [0, 2], "loads": [1], "interference": []}
-
-    def make(**parameters):
-        papermill.execute_notebook(NOTEBOOKS / "92_recall.ipynb", "out.ipynb", parameters, kernel_name="python3",
-                                   progress_bar=False)
-        return {path.name: path.stat().st_mtime_ns for path in Path("data/runs/recall-tiny-gpt2").glob("*.csv")}
-
-    first = make(methods="slot", overrides=few)
-    both = make(methods="slot,gated", overrides=few)
-    name = "slot-1x-seed42.csv"
-    assert set(first) == {name} and set(both) == {name, "gated-1x-seed42.csv"} and both[name] == first[name]
-    assert make(methods="slot", overrides=few | {"steps": 4})[name] > first[name]
-    table = pandas.read_csv("figures/recall-tiny-gpt2/recall.csv")
-    assert set(table["method"]) == {"slot"} and table.groupby("axis")["x"].agg(list).to_dict() == {"lag": [0, 2], "load": [1]}
-    records = json.loads(Path("figures/recall-tiny-gpt2/records.json").read_text())
-    assert records["slot-1x-seed42"]["recall_settings"]["steps"] == 4 and records["gated-1x-seed42"]["backbone"] == "tiny-gpt2"
-
-
-@pytest.mark.slow
-def test_the_sensitivity_notebook_makes_each_setting_once(workplace):
-    """Each under what it changes and nothing else; a typing mistake stops it before a run."""
-    few = {"steps": 4, "rows": 8, "probe_rows": 4, "pairs": 1, "lags": [0, 2]}
-
-    def make(settings, **parameters):
-        papermill.execute_notebook(NOTEBOOKS / "93_sensitivity.ipynb", "out.ipynb", progress_bar=False, kernel_name="python3",
-                                   parameters=dict(methods="slot", seeds="42", settings=settings, overrides=few, **parameters))
-        return {path.name: path.stat().st_mtime_ns for path in Path("data/runs/sensitivity-tiny-gpt2").glob("*.csv")}
-
-    first = make("half the steps")
-    both = make("γ 1 (0.95),read in the last third,half the steps")
-    assert len(first) == 2 and len(both) == 4 and both.items() >= first.items()
-    records = json.loads(Path("figures/sensitivity-tiny-gpt2/records.json").read_text())
-    changed = {record["setting"]: record["settings"] for record in records.values()}
-    base = changed.pop("as it is")
-    assert {name: {key: value for key, value in lesson.items() if value != base.get(key)} for name, lesson in changed.items()} == {
-        "γ 1 (0.95)": {"gamma": 1.0}, "read in the last third": {}, "half the steps": {"steps": 2}}
-    table = pandas.read_csv("figures/sensitivity-tiny-gpt2/differences.csv").set_index("setting")
-    assert set(table.index) == {"as it is", *changed} and table.loc["as it is", "difference"] == 0
-    assert Path("figures/sensitivity-tiny-gpt2/sensitivity_slot.html").exists()
-    with pytest.raises(papermill.PapermillExecutionError, match="unknown settings"):
-        make("gamma 1")
-
-
-@pytest.mark.slow
-def test_the_sensitivity_notebook_of_locomo_makes_each_setting_once(workplace):
-    """Turns, prompt and training are those of the setting, and the prompt is as it was afterwards."""
-    few = {"max_questions": 16, "questions_per_bucket": 2, "max_new_tokens": 2}
-
-    def make(settings, **parameters):
-        papermill.execute_notebook(NOTEBOOKS / "94_sensitivity_locomo.ipynb", "out.ipynb", progress_bar=False,
-                                   kernel_name="python3", parameters=dict(seeds="42", settings=settings, overrides=few, **parameters))
-        return {path.name: path.stat().st_mtime_ns for path in runs.glob("*.csv")}
-
-    runs = Path("data/runs/sensitivity-tiny-gpt2-smoke-synthetic")
-    first = make("turns with their date")
-    both = make("prompt “Q: … A:”,turns with their date,learning rate 0.01 (0.001),read in the last third")
-    assert len(first) == 2 and len(both) == 5 and both.items() >= first.items()
-    figures = Path("figures/sensitivity-tiny-gpt2-smoke-synthetic")
-    table = pandas.read_csv(figures / "runs.csv").set_index("setting")
-    assert len(table) == 5 and (table["n"] == table["n"].iloc[0]).all() and table.index[0] == "as it is"
-    assert table["own"].nunique() == 5  # every setting is another run
-    changes = pandas.read_csv(figures / "differences.csv")
-    assert set(changes["value"]) == {"gain", "own", "retained"} and len(changes) == 15
-    assert (figures / "sensitivity_slot.html").exists()
-    with pytest.raises(papermill.PapermillExecutionError, match="unknown settings"):
-        make("gamma 1")
-
-
-@pytest.mark.slow
-def test_rates_are_tried_without_a_look_at_the_test_conversations(workplace):
-    """Each once; the last training conversation is asked, the others train."""
-    few = {"max_questions": 16, "questions_per_bucket": 2, "max_new_tokens": 2}
-
-    def make(rates):
-        papermill.execute_notebook(NOTEBOOKS / "95_learning_rates.ipynb", "out.ipynb", progress_bar=False, kernel_name="python3",
-                                   parameters=dict(rates=rates, overrides=few))
-        return {path.name: path.stat().st_mtime_ns for path in runs.glob("*.csv")}
-
-    runs = Path("data/runs/rates-tiny-gpt2-smoke-synthetic")
-    first = make("0.01")
-    both = make("0.01,0.1")
-    assert len(first) == 1 and len(both) == 2 and both.items() >= first.items()
-    folder = Path("figures/rates-tiny-gpt2-smoke-synthetic")
-    table = pandas.read_csv(folder / "rates.csv")
-    assert table["rate"].tolist() == [0.01, 0.1] and table["own"].nunique() == 2
-    assert table.loc[table["chosen"], "own"].item() == table["own"].max()
-    data = load_data("synthetic", "smoke")
-    held_out = {record["held_out"] for record in json.loads((folder / "records.json").read_text()).values()}
-    assert held_out == {data.train[-1].id} and not held_out & {talk.id for talk in data.test}
-    assert (folder / "rates.html").exists()
 
 
 def test_what_has_no_settings_chosen_is_refused_before_any_run(workplace):
