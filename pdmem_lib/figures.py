@@ -172,7 +172,7 @@ def category_heatmap(table: pd.DataFrame, subtitle: str) -> go.Figure:
                      title="question category")
     figure.update_yaxes(tickvals=list(range(len(rows))), autorange="reversed", showgrid=False, zeroline=False,
                         ticktext=[f"{look_of(method).label}, {times(capacity)}" for method, capacity, _ in rows])
-    return finish(figure, "Retained memory by question category", subtitle, height=260 + 38 * len(rows), left=220)
+    return finish(figure, "Retained memory by question category", subtitle, height=max(336, 260 + 38 * len(rows)), left=220)
 
 
 def loss_curves(history: pd.DataFrame, subtitle: str, window: int | None = None,

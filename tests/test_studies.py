@@ -19,21 +19,25 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.setenv("PDMEM_CACHE", str(tmp_path / "cache"))
 
 
+def made(name, runs, **parameters):
+    """When each trial in ``runs`` was made, after a run of that notebook."""
+    papermill.execute_notebook(NOTEBOOKS / name, "out.ipynb", parameters, kernel_name="python3", progress_bar=False)
+    return {path.name: path.stat().st_mtime_ns for path in runs.glob("*.csv")}
+
+
 @pytest.mark.slow
 def test_the_recall_notebook_makes_each_method_once(workplace):
     """And a method made under other settings is made again."""
     few = {"steps": 3, "rows": 8, "probe_rows": 4, "pairs": 1, "lags": [0, 2], "loads": [1], "interference": []}
 
-    def make(**parameters):
-        papermill.execute_notebook(NOTEBOOKS / "92_recall.ipynb", "out.ipynb", parameters, kernel_name="python3",
-                                   progress_bar=False)
-        return {path.name: path.stat().st_mtime_ns for path in Path("data/runs/recall-tiny-gpt2").glob("*.csv")}
+    def make(methods, overrides=few):
+        return made("92_recall.ipynb", Path("data/runs/recall-tiny-gpt2"), methods=methods, overrides=overrides)
 
-    first = make(methods="slot", overrides=few)
-    both = make(methods="slot,gated", overrides=few)
+    first = make("slot")
+    both = make("slot,gated")
     name = "slot-1x-seed42.csv"
     assert set(first) == {name} and set(both) == {name, "gated-1x-seed42.csv"} and both[name] == first[name]
-    assert make(methods="slot", overrides=few | {"steps": 4})[name] > first[name]
+    assert make("slot", few | {"steps": 4})[name] > first[name]
     table = pandas.read_csv("figures/recall-tiny-gpt2/recall.csv")
     assert set(table["method"]) == {"slot"} and table.groupby("axis")["x"].agg(list).to_dict() == {"lag": [0, 2], "load": [1]}
     records = json.loads(Path("figures/recall-tiny-gpt2/records.json").read_text())
@@ -45,10 +49,9 @@ def test_the_sensitivity_notebook_makes_each_setting_once(workplace):
     """Each under what it changes and nothing else; a typing mistake stops it before a run."""
     few = {"steps": 4, "rows": 8, "probe_rows": 4, "pairs": 1, "lags": [0, 2]}
 
-    def make(settings, **parameters):
-        papermill.execute_notebook(NOTEBOOKS / "93_sensitivity.ipynb", "out.ipynb", progress_bar=False, kernel_name="python3",
-                                   parameters=dict(methods="slot", seeds="42", settings=settings, overrides=few, **parameters))
-        return {path.name: path.stat().st_mtime_ns for path in Path("data/runs/sensitivity-tiny-gpt2").glob("*.csv")}
+    def make(settings):
+        return made("93_sensitivity.ipynb", Path("data/runs/sensitivity-tiny-gpt2"), methods="slot", seeds="42",
+                    settings=settings, overrides=few)
 
     first = make("half the steps")
     both = make("γ 1 (0.95),read in the last third,half the steps")
@@ -70,10 +73,8 @@ def test_the_sensitivity_notebook_of_locomo_makes_each_setting_once(workplace):
     """Turns, prompt and training are those of the setting, and the prompt is as it was afterwards."""
     few = {"max_questions": 16, "questions_per_bucket": 2, "max_new_tokens": 2}
 
-    def make(settings, **parameters):
-        papermill.execute_notebook(NOTEBOOKS / "94_sensitivity_locomo.ipynb", "out.ipynb", progress_bar=False,
-                                   kernel_name="python3", parameters=dict(seeds="42", settings=settings, overrides=few, **parameters))
-        return {path.name: path.stat().st_mtime_ns for path in runs.glob("*.csv")}
+    def make(settings):
+        return made("94_sensitivity_locomo.ipynb", runs, seeds="42", settings=settings, overrides=few)
 
     runs = Path("data/runs/sensitivity-tiny-gpt2-smoke-synthetic")
     first = make("turns with their date")
@@ -96,9 +97,7 @@ def test_rates_are_tried_without_a_look_at_the_test_conversations(workplace):
     few = {"max_questions": 16, "questions_per_bucket": 2, "max_new_tokens": 2}
 
     def make(rates):
-        papermill.execute_notebook(NOTEBOOKS / "95_learning_rates.ipynb", "out.ipynb", progress_bar=False, kernel_name="python3",
-                                   parameters=dict(rates=rates, overrides=few))
-        return {path.name: path.stat().st_mtime_ns for path in runs.glob("*.csv")}
+        return made("95_learning_rates.ipynb", runs, rates=rates, overrides=few)
 
     runs = Path("data/runs/rates-tiny-gpt2-smoke-synthetic")
     first = make("0.01")
