@@ -11,7 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ._plot import INK, WIDTH, finish, legend_entry, literal, look_of, require, signed, text_width
+from ._plot import (INK, WIDTH, finish, label_panels, legend_entry, literal, look_of, method_panels, panel_height, require,
+                    signed, text_width)
 from .backbone import Backbone
 from .experiment import circumstances
 from .files import atomic_path
@@ -108,30 +109,40 @@ def differences(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
 
 
 def held_out_by_rate(table: pd.DataFrame, subtitle: str) -> go.Figure:
-    """How likely the held-out conversation's answers are (nats an answer token) by learning rate, a line a method.
+    """How likely the held-out conversation's answers are (nats an answer token) by learning rate, a panel a method.
 
     Columns method, rate, own, zero, f1_own (%), a row a trial; the likeliest of a method has a ring around it.
     """
     require(table, "method", "rate", "own", "zero", "f1_own")
-    figure = go.Figure()
+    figure, panels = method_panels(table)
     for method, rows in table.sort_values("rate").groupby("method", sort=False):
-        look, best = look_of(method), rows.loc[rows["own"].idxmax()]
+        look, best, (row, column) = look_of(method), rows.iloc[rows["own"].argmax()], panels[method]
+        place = dict(row=row, col=column)
         line = dict(color=look.colour, width=3)
         figure.add_scatter(x=rows["rate"], y=rows["own"], mode="lines+markers", name=f"{look.label}, own memory", line=line,
-                           marker=dict(symbol=look.symbol, size=13, color=look.colour), customdata=rows["f1_own"],
+                           marker=dict(symbol=look.symbol, size=11, color=look.colour), showlegend=False, **place,
+                           customdata=rows["f1_own"],
                            hovertemplate=f"{look.label}, %{{x:g}}: %{{y:.3f}} nats, F1 %{{customdata:.1f}} %<extra></extra>")
-        figure.add_scatter(x=rows["rate"], y=rows["zero"], mode="lines", name=f"{look.label}, zero state",
-                           line=line | dict(dash="dot", width=2), hoverinfo="skip")
+        for trial in rows.itertuples():
+            figure.add_annotation(x=np.log10(trial.rate), y=trial.own, text=f"{trial.f1_own:.1f}", showarrow=False, yshift=24,
+                                  **place)
+        figure.add_scatter(x=rows["rate"], y=rows["zero"], mode="lines", name=f"{look.label}, zero state", showlegend=False,
+                           line=line | dict(dash="dot", width=2), hoverinfo="skip", **place)
         figure.add_scatter(x=[best["rate"]], y=[best["own"]], mode="markers", showlegend=False, hoverinfo="skip",
-                           marker=dict(symbol="circle-open", size=30, color=INK, line_width=2))
-        for row in rows.itertuples():
-            figure.add_annotation(x=np.log10(row.rate), y=row.own, text=f"F1 {row.f1_own:.1f}", showarrow=False, yshift=32,
-                                  bgcolor="rgba(255,255,255,0.8)")
+                           marker=dict(symbol="circle-open", size=22, color=INK, line_width=2), **place)
+    legend_entry(figure, "own memory, with its F1 (%)", mode="lines+markers", line=dict(color=INK, width=3))
+    legend_entry(figure, "zero state", mode="lines", line=dict(color=INK, width=2, dash="dot"))
     legend_entry(figure, "chosen", marker=dict(symbol="circle-open", size=18, color=INK, line_width=2))
-    figure.update_xaxes(type="log", title="learning rate", tickvals=sorted(set(table["rate"])),
-                        ticktext=[f"{rate:g}" for rate in sorted(set(table["rate"]))])
-    figure.update_yaxes(title="log-probability of the answer<br>(nats per token)")
-    return finish(figure, "The learning rate, chosen on a conversation kept from training", subtitle, left=130)
+    rates = sorted(set(table["rate"]))
+    shown = [rate for rate in rates if np.log10(rate).is_integer()] if len(panels) > 1 else rates
+    label_panels(figure, panels, "learning rate", "log-probability<br>(nats per token)")
+    figure.update_xaxes(type="log", tickvals=shown, ticktext=[f"{rate:g}" for rate in shown],
+                        range=[np.log10(rates[0]) - 0.3, np.log10(rates[-1]) + 0.3])
+    seen = table[["own", "zero"]].to_numpy()
+    reach = np.nanmax(seen) - np.nanmin(seen)
+    figure.update_yaxes(range=[np.nanmin(seen) - 0.08 * reach, np.nanmax(seen) + 0.2 * reach])  # room for labels above a point
+    return finish(figure, "The learning rate, chosen on a conversation kept from training", subtitle,
+                  height=panel_height(panels), left=130)
 
 
 @dataclass(frozen=True)

@@ -269,8 +269,8 @@ def test_smoke_preset_from_end_to_end(workplace):
 def test_what_has_no_settings_chosen_is_refused_before_any_run(workplace):
     assert planned(preset="tuned", methods="prefix,prefix.format", capacities="1", seeds="42") == {
         ("prefix", 1, 42), ("prefix.format", 1, 42)}
-    result = snakemake("--dry-run", preset="tuned", methods="slot")
-    assert result.returncode != 0 and "none for slot: choose them first" in result.stdout + result.stderr
+    result = snakemake("--dry-run", preset="tuned", methods="slot.lora")
+    assert result.returncode != 0 and "none for slot.lora: choose them first" in result.stdout + result.stderr
 
 
 def test_what_was_tuned_stands_in_the_full_presets_report_alone(workplace):
