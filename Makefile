@@ -133,6 +133,7 @@ lab: $(READY) ## open the notebooks in JupyterLab, on this machine only
 	@$(RUN) -m jupyterlab --ip=127.0.0.1
 
 PORT ?= 8866
+ADAPTER ?=
 studio: $(READY) ## the Memory Studio as a page, on this machine only: METHODS=slot, BACKBONE=, PORT= and ADAPTER=folder choose
 	@echo "Memory Studio: http://127.0.0.1:$(PORT)/ (Ctrl+C ends it$(if $(ADAPTER),,; the first time it trains an adapter, about a minute))"
 	@PDMEM_STUDIO_ADAPTER="$(or $(realpath $(ADAPTER)),$(ADAPTER))" PDMEM_STUDIO_BACKBONE="$(BACKBONE)" PDMEM_STUDIO_METHOD="$(firstword $(subst $(COMMA), ,$(METHODS)))" \

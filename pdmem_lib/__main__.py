@@ -5,8 +5,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from . import chat, collected, experiment
 from .backbone import load_backbone
@@ -73,12 +74,25 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _listed(option: str, text: str, read: Callable) -> list:
+    """What the items of a comma list are, as ``read`` reads them; a ValueError that names the option."""
+    try:
+        return [read(item.strip()) for item in text.split(",") if item.strip()]
+    except ValueError as error:
+        raise ValueError(f"--{option} {text}: {error}") from error
+
+
 def _banks(given: argparse.Namespace, backbone: str, data: experiment.Data) -> int:
     import pandas
 
     from .banks import bank_table
 
-    loaded, seeds = load_backbone(backbone), [int(seed) for seed in given.seeds.split(",")]
+    seeds = _listed("seeds", given.seeds, int)
+    if not seeds:
+        raise ValueError("--seeds is empty: give a comma list")
+    if given.out and not Path(given.out).absolute().parent.is_dir():
+        raise FileNotFoundError(f"--out {given.out}: there is no such folder, make it first")
+    loaded = load_backbone(backbone)
     table = pandas.concat([bank_table(loaded, data.conversations, seeds=seeds, centred=centred) for centred in (False, True)])
     table["backbone"] = backbone
     means = table.groupby(["centred", "method", "capacity"], sort=False)[["rows", "effective_rank", "row_spread", "cosine"]]
@@ -91,13 +105,11 @@ def _banks(given: argparse.Namespace, backbone: str, data: experiment.Data) -> i
 def _foretell(given: argparse.Namespace, backbone: str, data: str) -> int:
     from .foretell import foretell, lines
 
-    def chosen(text: str, known: Sequence, read: Callable = int) -> list:
-        return [read(item.strip()) for item in text.split(",") if item.strip()] or list(known)
-
     preset, say = experiment.PRESETS[given.preset], partial(print, flush=True)
-    methods = chosen(given.methods, preset.methods, lambda name: experiment.Experiment(method=name).method)
-    grid = experiment.grid(methods, chosen(given.capacities, preset.capacities), chosen(given.seeds, preset.seeds))
-    runs = chosen(given.runs, grid, experiment.run_of)
+    methods = _listed("methods", given.methods, lambda name: experiment.Experiment(method=name).method) or preset.methods
+    capacities = _listed("capacities", given.capacities, int) or preset.capacities
+    seeds = _listed("seeds", given.seeds, int) or preset.seeds
+    runs = _listed("runs", given.runs, experiment.run_of) or experiment.grid(methods, capacities, seeds)
     for line in lines(foretell(runs, backbone, data, given.preset, given.cores, given.threads, say, given.folder)):
         say(line)
     return 0

@@ -120,7 +120,10 @@ class Backbone:
 
     def token_ids(self, text: str, special: bool = True) -> list[int]:
         """Ids of ``text``; ``special`` adds what the tokenizer adds by itself at the start (GPT-2, SmolLM2: nothing)."""
-        return self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        try:
+            return self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        except TypeError as error:  # of half a surrogate pair, say
+            raise ValueError(f"{text!r} cannot be encoded in UTF-8: give a string without lone surrogates") from error
 
     def tokens(self, text: str) -> list[str]:
         """The text of each token of ``text``, in order, with the blanks it begins with."""
@@ -184,7 +187,7 @@ class Backbone:
         if split:
             log.warning("%d of %d texts are longer than the context of %d tokens and were encoded in windows",
                         split, len(texts), self.max_tokens)
-        states: list[Tensor] = [torch.empty(0)] * len(windows)
+        states: list[Tensor] = [torch.empty(0, device="cpu")] * len(windows)
         lengths = [len(ids) for _, ids in windows]
         with slow_bar("encode", sum(lengths), "token", progress) as bar:
             batch_tokens = batch_tokens or (1024 if self.device.type == "cpu" else GPU_TOKENS)
@@ -203,11 +206,11 @@ class Backbone:
     def pad(self, rows: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
         """Rows of ids -> (input_ids, attention_mask), both (B, T), padded on "left" or "right"."""
         T = max(map(len, rows))
-        ids = torch.full((len(rows), T), self.tokenizer.pad_token_id)
-        mask = torch.zeros((len(rows), T), dtype=torch.long)
+        ids = torch.full((len(rows), T), self.tokenizer.pad_token_id, device="cpu")
+        mask = torch.zeros((len(rows), T), dtype=torch.long, device="cpu")
         for row, values in enumerate(rows):
             where = slice(T - len(values), T) if side == "left" else slice(0, len(values))
-            ids[row, where] = torch.tensor(values)
+            ids[row, where] = torch.tensor(values, device="cpu")
             mask[row, where] = 1
         return ids.to(self.device), mask.to(self.device)
 
@@ -231,6 +234,8 @@ def slow_bar(what: str, total: int, unit: str, show: bool) -> tqdm:
 
 def use_bf16(enabled: bool | str, device: torch.device) -> bool:
     """Whether "auto" means bf16 here: on CUDA, and on processors whose bf16 instructions torch reports."""
+    if enabled not in (True, False, "auto"):
+        raise ValueError(f"unknown autocast {enabled!r}: known are True, False and 'auto'")
     if enabled != "auto":
         return bool(enabled)
     if device.type == "cuda":
@@ -259,7 +264,9 @@ def load_backbone(name: str = "auto", seed: int = 42, device: str | torch.device
     if family is None:
         raise ValueError(f"{name} is of type {model.config.model_type!r}; the injection seam knows {sorted(FAMILIES)}: "
                          "add the type to backbone.FAMILIES and its blocks to seam.blocks")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"device {device}: this torch finds no CUDA; leave device out, or give 'cpu'")
     return Backbone(name, family, model.to(device), tokenizer)
 
 
@@ -329,7 +336,11 @@ def _from_pretrained(name: str):
     options = dict(trust_remote_code=False, local_files_only=looks_local or (not _hub_answers()))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **options)
+        with torch.random.fork_rng(devices=[]):  # drawn from for weights that the files lack
+            model, loaded = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True,
+                                                                 output_loading_info=True, **options)
+        if missing := sorted(loaded["missing_keys"]):
+            raise ValueError(f"its weights lack {len(missing)} that its config.json asks for, {missing[0]} first")
     except (OSError, ValueError, SafetensorError) as error:
         where = "the folder" if looks_local else "the model hub or its cache"
         raise RuntimeError(f"backbone {name!r} could not be loaded from {where} ({str(error).splitlines()[0]}): it must "
@@ -388,7 +399,7 @@ def _tiny(name: str, seed: int):
         config = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
                              num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.08, **common)
         build = LlamaForCausalLM
-    with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator; leave it as it was
-        torch.manual_seed(seed)
-        model = build(config)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # transformers initialises from the global generator;
+        torch.manual_seed(seed)  # leave it as it was
+        model = build._from_config(config, dtype=torch.float32)
     return model, tokenizer

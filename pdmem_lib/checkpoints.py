@@ -109,7 +109,7 @@ class Checkpoint:
         """Write the checkpoint if it is due, or ``now``; whole or not at all (`files.atomic_path`)."""
         if not now and monotonic() < self.kept + self.seconds:
             return
-        tensors = {"history": torch.tensor([[row[name] for name in COLUMNS] for row in rows], dtype=torch.float64)}
+        tensors = {"history": torch.tensor([[row[name] for name in COLUMNS] for row in rows], dtype=torch.float64, device="cpu")}
         for i, parameter in enumerate(self.parameters):
             tensors[f"{i}.weight"] = parameter.detach()
             tensors |= {f"{i}.{what}": tensor for what, tensor in self.optimizer.state[parameter].items()}

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ from . import estimates, metrics, provenance
 from .backbone import Backbone, use_bf16
 from .checkpoints import Results, identity_of_asking
 from .files import cache_folder, load_json, save_json
-from .locomo import CATEGORIES, Conversation, Question
+from .locomo import CATEGORIES, Conversation, Question, require_own_ids
 from .memory import Memory, MemoryModel
 from .methods import State
 from .settings import Settings
@@ -134,7 +134,7 @@ class Evaluation:
         }])
 
 
-def evaluate(model: MemoryModel, conversations: Sequence[Conversation], checkpoint: str | Path | None = None,
+def evaluate(model: MemoryModel, conversations: Iterable[Conversation], checkpoint: str | Path | None = None,
              **settings) -> Evaluation:
     """Measure ``model`` on the conversations' questions; keywords as in `EvaluateSettings`.
 
@@ -152,6 +152,7 @@ def evaluate(model: MemoryModel, conversations: Sequence[Conversation], checkpoi
     import pandas as pd
 
     s = EvaluateSettings.from_mapping(settings)
+    conversations = require_own_ids(conversations)
     asked = sample_questions(conversations, s.questions_per_bucket)
     if not asked:
         raise ValueError("there is no question to ask: give conversations that have questions")
@@ -203,7 +204,7 @@ def sample_questions(conversations: Sequence[Conversation],
     generator = torch.Generator().manual_seed(SAMPLE_SEED)
     kept: dict[str, int] = {}
     chosen = []
-    for i in torch.randperm(len(asked), generator=generator).tolist():
+    for i in torch.randperm(len(asked), generator=generator, device="cpu").tolist():
         bucket = metrics.bucket_of(asked[i][2].lag)
         if kept.setdefault(bucket, 0) < per_bucket:
             kept[bucket] += 1
@@ -269,7 +270,7 @@ def random_bank(state: State, seed: int) -> State:
     generator = torch.Generator().manual_seed(seed)
 
     def like(entries: Tensor) -> Tensor:
-        noise = torch.randn(entries.shape, generator=generator).to(entries.device)
+        noise = torch.randn(entries.shape, generator=generator, dtype=torch.float32, device="cpu").to(entries.device)
         return noise * (entries.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
 
     return {name: like(entries) for name, entries in state.items()}
@@ -278,7 +279,7 @@ def random_bank(state: State, seed: int) -> State:
 def shuffled_bank(state: State, seed: int) -> State:
     """The same entries in another order [D]."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: t[torch.randperm(len(t), generator=generator).to(t.device)] for name, t in state.items()}
+    return {name: t[torch.randperm(len(t), generator=generator, device="cpu").to(t.device)] for name, t in state.items()}
 
 
 def _describe(model: MemoryModel, conversations: Sequence[Conversation], asked) -> "pandas.DataFrame":

@@ -240,10 +240,14 @@ def load_data(name: str = "auto", preset: str = "quick") -> Data:
 
 def resolve_data(name: str = "auto", preset: str = "quick") -> tuple[str, str]:
     """What a data name stands for on this machine, and why, in one line."""
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}: known are {', '.join(PRESETS)}")
     if name == "auto" and PRESETS[preset].data != "auto":
         return PRESETS[preset].data, f"data {PRESETS[preset].data}: what the preset {preset} uses"
     if name == "auto":
         available, why = locomo.locomo_available()
+        if not available and os.environ.get("PDMEM_LOCOMO"):
+            raise FileNotFoundError(f"PDMEM_LOCOMO is set, but {why} Unset it to go on with synthetic conversations.")
         return ("locomo", f"data locomo: {why}") if available else ("synthetic", f"data synthetic, not LoCoMo: {why}")
     if name not in ("locomo", "synthetic") and not os.path.isfile(name):
         raise FileNotFoundError(f"unknown data {name!r}: known are 'auto', 'locomo', 'synthetic', or an existing file in "
@@ -253,14 +257,12 @@ def resolve_data(name: str = "auto", preset: str = "quick") -> tuple[str, str]:
 
 def resolve(backbone: str = "auto", data: str = "auto", preset: str = "quick") -> tuple[str, str, list[str]]:
     """(backbone, data, why): what "auto" stands for here, with one line of reason for each. Loads nothing."""
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}: known are {', '.join(PRESETS)}")
+    data, why_data = resolve_data(data, preset)
     if backbone == "auto" and PRESETS[preset].backbone != "auto":
         backbone = PRESETS[preset].backbone
         why_backbone = f"backbone {backbone}: what the preset {preset} uses"
     else:
         backbone, why_backbone = resolve_backbone(backbone)
-    data, why_data = resolve_data(data, preset)
     return backbone, data, [why_data, why_backbone]
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -101,6 +102,29 @@ class Conversation:
 
 
 # ---- where the file comes from ---------------------------------------------------------------------------------------
+
+
+def texts_of(turns: "str | Turn | Iterable[str | Turn]") -> list[str]:
+    """The text of one turn, or of each of several in their order; a ValueError for what is neither a text nor a `Turn`."""
+    if isinstance(turns, (Mapping, Set)) or not isinstance(turns, (str, Turn, Iterable)):
+        raise ValueError(f"a {type(turns).__name__} is neither a turn nor a list of turns: give \"Speaker: text\", a Turn, "
+                         "or a list of them (a conversation's are conversation.turns)")
+    turns = [turns] if isinstance(turns, (str, Turn)) else list(turns)
+    for turn in turns:
+        if not isinstance(turn, (str, Turn)):
+            raise ValueError(f"a {type(turn).__name__} is no turn: give \"Speaker: text\" or a Turn")
+    return list(map(str, turns))
+
+
+def require_own_ids(conversations: "Iterable[Conversation]") -> "list[Conversation]":
+    """The conversations, each with an id of its own; else a ValueError: banks are kept by id, one would stand for two."""
+    conversations = [] if isinstance(conversations, Conversation) or conversations is None else list(conversations)
+    if not conversations or not all(isinstance(c, Conversation) for c in conversations):
+        raise ValueError("give a list of at least one Conversation, as load_locomo or synthetic_conversations make it")
+    [(id, times)] = Counter(c.id for c in conversations).most_common(1)
+    if times > 1:
+        raise ValueError(f"{times} conversations have the id {id!r}: give each its own (dataclasses.replace(c, id=...))")
+    return conversations
 
 
 def load_locomo(path: str | os.PathLike | None = None) -> list[Conversation]:

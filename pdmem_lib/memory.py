@@ -6,9 +6,10 @@ parameters are the only thing trained. The question alone is in the context wind
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from . import methods, persistence, seam
 from .backbone import Backbone, load_backbone, slow_bar
 from .decoding import greedy_lines, positions_of
+from .locomo import Turn, texts_of
 from .methods import Inputs, MemorySettings, State
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class MemoryModel:
     """A frozen ``backbone`` with memory ``method`` at ``capacity`` (1 or 10); keywords as in `MemorySettings`."""
 
     def __init__(self, backbone: Backbone, method: str = "slot", capacity: int = 1, seed: int = 42, **overrides):
-        self.backbone = backbone
+        self.backbone = _required(backbone)
         self.settings = MemorySettings.from_mapping(dict(method=method, capacity=capacity, seed=seed, **overrides))
         self.adapter = methods.build(backbone, self.settings)  # an nn.Module: trained parameters, fixed maps
         self.reset()
@@ -70,6 +72,7 @@ class MemoryModel:
         return list(self.adapter.parameters())
 
     # ---- state ----
+    @torch.inference_mode(False)
     def reset(self) -> State:
         """Set the state back to P_0 of the seed [C]."""
         self._state = self.adapter.initial_state()
@@ -81,21 +84,29 @@ class MemoryModel:
         return self._state
 
     @state.setter
+    @torch.inference_mode(False)
     def state(self, state: State) -> None:
-        self._state = self.checked(state)
+        self._state = {name: t.clone() for name, t in self.checked(state).items()}  # another model's stays its own
 
+    @torch.inference_mode(False)  # a state made in inference mode can be trained on later
     def checked(self, state: State) -> State:
         """``state`` on this model's device, or a ValueError that names what does not fit."""
+        if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+            raise ValueError(f"this state is a {type(state).__name__}: give a dict of tensors, as model.state is")
         expected = {name: tuple(t.shape) for name, t in self.adapter.initial_state().items()}
         given = {name: tuple(t.shape) for name, t in state.items()}
         if given != expected:
             raise ValueError(f"this state holds {given}, but {self.method} at capacity {self.settings.capacity} keeps "
                              f"{expected}: use a state written by the same method and capacity")
-        return {name: t.detach().to(self.backbone.device, torch.float32) for name, t in state.items()}
+        if not all(t.isfinite().all() for t in state.values()):
+            raise ValueError("this state holds numbers that are not finite: use one that was written")
+        state = {name: t.detach().to(self.backbone.device, torch.float32) for name, t in state.items()}
+        return {name: t.clone() if t.is_inference() else t for name, t in state.items()}
 
-    def write(self, turns, autocast: bool | str = False) -> State:
+    def write(self, turns: str | Turn | Iterable[str | Turn], autocast: bool | str = False) -> State:
         """Write one turn ("Speaker: text", or a `Turn`) or a list of turns, in order; returns the new state.
 
+        Turns are encoded one by one, so that a list leaves what its turns would leave one after the other, bit for bit.
         An iterator of turns may be endless or larger than the memory: `STREAM` of them are encoded and written at a
         time, and where one cannot be, those before its batch stay written.
         """
@@ -103,20 +114,22 @@ class MemoryModel:
             while batch := list(islice(turns, STREAM)):
                 self.write(batch, autocast)
             return self._state
-        turns = list(turns) if isinstance(turns, (list, tuple)) else [turns]
-        return self.write_hidden(self.backbone.encode([str(turn) for turn in turns], autocast=autocast))
+        return self.write_hidden(self.backbone.encode(texts_of(turns), autocast=autocast, batch_tokens=1))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def write_hidden(self, hidden: Sequence[Tensor]) -> State:
-        """Write turns given by their final hidden states, (T_i, d) each; returns the new state."""
+        """Write turns given by their final hidden states, (T_i, d) each; returns the new state. In float32, whatever
+        autocast is on around it: a write is not what autocast may round."""
         for H in hidden:
-            self._state = self.adapter.write(self._state, H.to(self.backbone.device, torch.float32))
+            with self.backbone.autocast(False):
+                self._state = self.adapter.write(self._state, H.to(self.backbone.device, torch.float32))
         return self._state
 
     # ---- reading ----
     def resolve(self, memory: Memory) -> State | None:
         """What ``memory`` stands for: "own" the state, "zero" zeros in its place, "off" None, or a state itself."""
-        if isinstance(memory, dict):
+        if not isinstance(memory, str):
             return self.checked(memory)
         if memory == "own":
             return self._state
@@ -146,7 +159,7 @@ class MemoryModel:
 
     def _frozen_inputs(self, ids: Tensor, question: Tensor) -> Inputs:
         """The frozen states of the tokens that ``question`` marks in each row, zero elsewhere."""
-        hidden = torch.zeros(*ids.shape, self.backbone.hidden_size, device=ids.device)
+        hidden = torch.zeros(*ids.shape, self.backbone.hidden_size, dtype=torch.float32, device=ids.device)
         for row, (tokens, marked) in enumerate(zip(ids, question.bool(), strict=True)):
             hidden[row, marked] = self.backbone.states_of(tokens[marked].tolist())
         return Inputs(hidden, question.bool())
@@ -221,8 +234,11 @@ class MemoryModel:
         With ``batch_size`` so many questions a pass, of near-equal length, and what is read of the memories is made once
         for all passes. ``on_batch(n)`` is called after each of n questions.
         """
-        if len(questions) != len(answers) or not questions:
-            raise ValueError(f"{len(questions)} questions and {len(answers)} answers: give as many, and at least one")
+        questions, answers = _texts("questions", questions), _texts("answers", answers)
+        if len(questions) != len(answers) or not questions or not memories:
+            raise ValueError(f"{len(questions)} questions, {len(answers)} answers and {len(memories)} memories: give as many "
+                             "answers as questions, and at least one of each")
+        _require_counts(batch_size=len(questions) if batch_size is None else batch_size)
         prompts = [self.backbone.token_ids(text) for text in _prompts(questions, contexts)]
         targets = [target_ids(self.backbone, answer) for answer in answers]
         lengths = [len(self._fitting(p + t)) for p, t in zip(prompts, targets, strict=True)]
@@ -247,6 +263,7 @@ class MemoryModel:
 
     def score_pairs(self, memories: Sequence[Memory], questions: Sequence[str], answers: Sequence[str]) -> AnswerScore:
         """`score` of answer i to question i under memory i, in one pass, to train on several banks [D]."""
+        questions, answers = _texts("questions", questions), _texts("answers", answers)
         if not len(memories) == len(questions) == len(answers) or not questions:
             raise ValueError(f"{len(memories)} memories, {len(questions)} questions and {len(answers)} answers: give "
                              "as many of each, and at least one")
@@ -337,8 +354,10 @@ class MemoryModel:
         ``drafts``: what each question is guessed to be answered, "" for no guess. The answers do not depend on them;
         right ones make them faster (`decoding`).
         """
-        if isinstance(questions, str):
-            raise ValueError("questions is a list of strings: wrap the one question in [ ]")
+        questions = _texts("questions", questions)
+        if not memories or len(questions if drafts is None else drafts) != len(questions):
+            raise ValueError("give at least one memory, and a draft a question, '' where there is none")
+        _require_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
         rows = [self._fitting(self.backbone.token_ids(text), max_new_tokens) for text in _prompts(questions, contexts)]
         guessed = [target_ids(self.backbone, draft) if draft else [] for draft in drafts or [""] * len(rows)]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]) + len(guessed[i]))
@@ -372,7 +391,7 @@ class MemoryModel:
         """
         folder = persistence.adapter_folder(folder, revision)
         config = persistence.read_config(folder)
-        backbone = backbone or load_backbone(config.backbone)
+        backbone = load_backbone(config.backbone) if backbone is None else _required(backbone)
         if backbone.fingerprint != config.backbone_fingerprint:
             raise ValueError(f"{folder} was trained on {config.backbone} (fingerprint "
                              f"{config.backbone_fingerprint[:12]}), not on this {backbone.name} "
@@ -423,10 +442,33 @@ def target_ids(backbone: Backbone, answer: str) -> list[int]:
     return backbone.token_ids(ANSWER.format(answer=answer), special=False)
 
 
+def _required(backbone: Backbone) -> Backbone:
+    if isinstance(backbone, Backbone):
+        return backbone
+    mend = f"load_backbone({backbone!r})" if isinstance(backbone, str) else "what load_backbone returns"
+    raise ValueError(f"a {type(backbone).__name__} is no backbone: give {mend}")
+
+
+def _texts(what: str, texts: Iterable[str]) -> list[str]:
+    """``texts`` as a list, or a ValueError: one string is no list of strings, though Python can walk through it."""
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise ValueError(f"{what} is a list of strings: wrap the one in [ ]")
+    texts = list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"{what} is a list of strings, and one of them is a {type(text).__name__}: {text!r}")
+    return texts
+
+
+def _require_counts(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, Integral) or number < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
+
+
 def _prompts(questions: Sequence[str], contexts: Sequence[str] | None) -> list[str]:
-    if contexts is None:
-        contexts = [""] * len(questions)
-    if isinstance(contexts, str) or len(contexts) != len(questions):
+    contexts = [""] * len(questions) if contexts is None else _texts("contexts", contexts)
+    if len(contexts) != len(questions):
         raise ValueError(f"contexts is a list with one text a question: give {len(questions)}, '' where there is none")
     return list(map(prompt_text, questions, contexts))
 

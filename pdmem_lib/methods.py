@@ -84,7 +84,7 @@ class Method(nn.Module, ABC):
         """N(0, std^2) from a generator of its own for this seed and name: no draw moves another, no global is touched."""
         key = hashlib.sha256(f"{self.settings.seed}/{what}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
-        return torch.randn(*shape, generator=generator) * std
+        return torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu") * std
 
     def fixed_map(self, name: str, width: int, rms: float = 1.0) -> None:
         """A random map (d, width) of the write side: fixed [C], scaled so that ``H W`` has components of ``rms`` [D]."""
@@ -439,4 +439,6 @@ def method_name(name: str) -> str:
 
 def build(backbone: Backbone, settings: MemorySettings) -> Method:
     """The method of ``settings`` for this backbone, on its device."""
-    return REGISTRY[settings.method](backbone, settings).to(backbone.device)
+    with torch.device("cpu"):  # whatever the defaults are
+        method = REGISTRY[settings.method](backbone, settings)
+    return method.to(backbone.device, torch.float32)

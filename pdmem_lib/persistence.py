@@ -107,6 +107,7 @@ def save_adapter(model: "MemoryModel", folder: str | Path) -> None:
                   metadata={"format": "pt", "config": json.dumps(config)})
     with atomic_path(Path(folder) / CONFIG) as partial:
         partial.write_text(json.dumps(config, indent=2))
+    Path(folder, WEIGHTS).chmod(Path(folder, CONFIG).stat().st_mode)  # safetensors leaves it to its owner alone
 
 
 def adapter_folder(name: str | Path, revision: str | None = None) -> Path:
@@ -131,7 +132,8 @@ def read_config(folder: Path) -> AdapterConfig:
     """The folder's ``config.json``, checked; FileNotFoundError where either file is missing.
 
     Where a save was cut off between the two files, config.json is of the weights before: if it differs from the config
-    in the weights by their fingerprint alone, the latter is taken.
+    in the weights by their fingerprint alone, the latter is taken. If it is of these weights and says something else, but
+    for the backbone's name, which one may rename, one of the two is damaged: ValueError.
     """
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
@@ -142,6 +144,9 @@ def read_config(folder: Path) -> AdapterConfig:
         within = _parse_config(within, folder, WEIGHTS)
         if replace(config, fingerprint=within.fingerprint) == within:
             return within
+        if config.fingerprint == within.fingerprint and replace(config, backbone=within.backbone) != within:
+            raise ValueError(f"{folder / CONFIG} is damaged: it differs from the config within {WEIGHTS}; save the adapter "
+                             "again")
     return config
 
 
@@ -153,7 +158,7 @@ def _parse_config(text: str | bytes, folder: Path, name: str) -> AdapterConfig:
             own = [str(config[key]) if schema > 1 else None for key in ("write_fingerprint", "fingerprint")]
             return AdapterConfig(str(config["backbone"]), str(config["backbone_fingerprint"]),
                                  MemorySettings.from_mapping(config["settings"]), *own)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder / name} is damaged ({error}): save the adapter again") from error
     raise ValueError(f"{folder} has schema {schema}, this version reads up to {SCHEMA}: update pdmem")
 

@@ -4,7 +4,8 @@ Two primitives, both on transformers' public extension points, both gone when th
 
 * `KeyValues`: extra keys and values in front of a block's own (M.1 M.3 M.4 M.6), through an attention function
   registered with `AttentionInterface`. Where a block carries none, the stock ``sdpa`` runs: "off" is the frozen model.
-* `Branch`: a residual branch beside a block's self-attention (M.2 M.5), through two forward hooks.
+* `Branch`: a residual branch beside a block's self-attention (M.2 M.5), through two forward hooks, which do nothing where
+  there is none.
 
 Memory takes no positions: entries are seen by every real token, and real tokens keep positions 0 ... T-1 [D].
 Everything that knows an architecture is in `blocks`, `attention_of` and `final_norm`.
@@ -84,29 +85,42 @@ class Branch:
 
 Injection = Sequence[KeyValues] | Branch | None
 
+
+@dataclass
+class _Beside:
+    """The branch of one block, while a pass runs."""
+
+    branch: Branch
+    layer: int
+    residual: Tensor | None = None  # (B, T, d), from the block's start to its attention's end
+
+
 _ACTIVE: ContextVar[dict[nn.Module, KeyValues]] = ContextVar("pdmem_active_key_values", default={})
+_BESIDE: ContextVar[dict[nn.Module, _Beside]] = ContextVar("pdmem_active_branches", default={})
 _TRAINS: ContextVar[bool] = ContextVar("pdmem_trains", default=False)
 
 
 @contextmanager
 def inject(model: nn.Module, injection: Injection, trains: bool | None = None) -> Iterator[None]:
-    """Inside the block, ``model`` reads ``injection``; other models, and this one outside the block, are untouched.
+    """Inside the block, ``model`` reads ``injection``; other models, other threads, and this one outside the block, are
+    untouched.
 
     ``trains``: whether gradients of an adapter may pass through the blocks; None: where something is read.
     """
-    handles, per_block = [], {}
+    per_block, beside = {}, {}
     if isinstance(injection, Branch):
-        handles = list(_attach_branch(model, injection))
+        for layer, block in enumerate(blocks(model)):
+            beside[block] = beside[attention_of(block)] = _Beside(injection, layer)
     elif injection is not None:
         per_block = dict(zip(map(attention_of, blocks(model)), injection, strict=True))
-    active, trained = _ACTIVE.set(per_block), _TRAINS.set(injection is not None if trains is None else trains)
+    active, branches = _ACTIVE.set(per_block), _BESIDE.set(beside)
+    trained = _TRAINS.set(injection is not None if trains is None else trains)
     try:
         yield
     finally:
         _ACTIVE.reset(active)
+        _BESIDE.reset(branches)
         _TRAINS.reset(trained)
-        for handle in handles:
-            handle.remove()
 
 
 def join(injections: Sequence[Injection], rows: tuple[int, ...] | None = None) -> Injection:
@@ -158,22 +172,17 @@ def keep(injection: Injection, kept: Tensor) -> Injection:
                     valid=None if kv.valid is None else kv.valid[runs]) for kv in injection]
 
 
-def _attach_branch(model: nn.Module, branch: Branch) -> Iterator:
-    residual: dict[int, Tensor] = {}
+def _keep_residual(block: nn.Module, args: tuple, kwargs: dict) -> None:
+    if (here := _BESIDE.get().get(block)) is not None:
+        here.residual = args[0] if args else kwargs["hidden_states"]
 
-    def keep_residual(layer):
-        def hook(_module, args, kwargs):
-            residual[layer] = args[0] if args else kwargs["hidden_states"]
-        return hook
 
-    def add_branch(layer):
-        def hook(_module, _args, output):
-            return (output[0] + branch.delta(residual.pop(layer) + output[0], layer), *output[1:])
-        return hook
-
-    for layer, block in enumerate(blocks(model)):
-        yield block.register_forward_pre_hook(keep_residual(layer), with_kwargs=True)
-        yield attention_of(block).register_forward_hook(add_branch(layer))
+def _add_branch(attention: nn.Module, _args: tuple, output: tuple) -> tuple | None:
+    here = _BESIDE.get().get(attention)
+    if here is None:
+        return None
+    residual, here.residual = here.residual, None
+    return (output[0] + here.branch.delta(residual + output[0], here.layer), *output[1:])
 
 
 def memory_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
@@ -306,10 +315,15 @@ def _visible_entries(memory: KeyValues, B: int, T: int, S: int, M: int, device) 
 
 
 def install(model: nn.Module) -> None:
-    """Let ``model`` find `memory_attention`; without an injection it computes what stock sdpa computes, bit for bit."""
+    """Let ``model`` find `memory_attention` and branches; without an injection it computes what stock sdpa computes, bit
+    for bit."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(IMPLEMENTATION, memory_attention)
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
     model.set_attn_implementation(IMPLEMENTATION)
+    for block in blocks(model):
+        if _keep_residual not in block._forward_pre_hooks.values():  # else it was installed before
+            block.register_forward_pre_hook(_keep_residual, with_kwargs=True)
+            attention_of(block).register_forward_hook(_add_branch)

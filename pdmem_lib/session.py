@@ -22,6 +22,7 @@ from torch import Tensor
 from . import editing, journal, persistence
 from .backbone import Backbone, slow_bar
 from .journal import Journal, Point
+from .locomo import texts_of
 from .memory import MemoryModel
 from .methods import State
 from .persistence import LogEntry, SavedState, text_sha256, utc_now
@@ -112,7 +113,7 @@ class Session:
         in the last bit: that is what makes forgetting exact.
         """
         self._require_writable()
-        texts = [str(turn) for turn in turns] if isinstance(turns, (list, tuple)) else [str(turns)]
+        texts = texts_of(turns)
         state, entries = self.state, []
         with slow_bar("write", len(texts), "turn", show=True) as bar:
             for number, text in enumerate(texts, start=self._next):

@@ -50,6 +50,8 @@ def turn_states(backbone: Backbone, conversation: Conversation, autocast: bool |
     """The conversation's hidden states, from the cache or computed now. A damaged file is made again, and said."""
     bf16 = use_bf16(autocast, backbone.device)
     texts = [str(turn) for turn in conversation.turns]
+    if not texts:
+        raise ValueError(f"conversation {conversation.id} has no turns: nothing can be written from it, leave it out")
     file = states_file(backbone, texts, bf16)
     try:
         return TurnStates(file)
@@ -58,7 +60,7 @@ def turn_states(backbone: Backbone, conversation: Conversation, autocast: bool |
     except (ValueError, OSError) as error:
         log.warning("%s is damaged (%s) and is made again", file, error)
     states = backbone.encode(texts, autocast=autocast, progress=False)
-    ends = torch.tensor([len(H) for H in states]).cumsum(0)
+    ends = torch.tensor([len(H) for H in states], device="cpu").cumsum(0)
     save_tensors(file, {"states": torch.cat(states).cpu().to(torch.bfloat16 if bf16 else torch.float32), "ends": ends})
     return TurnStates(file)
 

@@ -6,7 +6,7 @@ conversation's bank for a batch of its questions.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from .checkpoints import COLUMNS, Checkpoint, identity
-from .locomo import Conversation, Question
+from .locomo import Conversation, Question, require_own_ids
 from .memory import MemoryModel
 from .methods import State
 from .settings import Settings
@@ -53,7 +53,9 @@ class TrainSettings(Settings):
                      "that the conversation wrote) and 'initial' (P_0)")
 
 
-def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Callable[[int], None] | None = None,
+@torch.inference_mode(False)
+@torch.enable_grad()
+def train(model: MemoryModel, conversations: Iterable[Conversation], on_step: Callable[[int], None] | None = None,
           checkpoint: str | Path | None = None, checkpoint_every: float = 60.0, **settings) -> "pandas.DataFrame":
     """Train ``model``'s adapter on the conversations' questions; keywords as in `TrainSettings`.
 
@@ -70,7 +72,7 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Ca
 
     s = TrainSettings.from_mapping(settings)
     generator = torch.Generator().manual_seed(s.seed)
-    questions = training_questions(conversations, s, generator)
+    questions = training_questions(require_own_ids(conversations), s, generator)
     rows: list[dict] = []
     earlier = 0.0
     parameters = model.parameters()
@@ -119,13 +121,22 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], on_step: Ca
 def take_step(model: MemoryModel, optimizer: torch.optim.Optimizer, questions: Sequence[Question], bank: State,
               s: TrainSettings) -> tuple[float, float]:
     """One step on questions that read ``bank``: the loss (nats per answer token), and the gradient's norm before clipping."""
+    optimizer.zero_grad()  # a look at a gradient may have left one
     with model.backbone.autocast(s.autocast):
         loss = model.loss([q.question for q in questions], [q.answer for q in questions], memory=bank)
     loss.backward()
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip, error_if_nonfinite=True)
+    grad_norm = _clipped(model.parameters(), s.clip)
     optimizer.step()
     optimizer.zero_grad()
-    return loss.item(), float(grad_norm)
+    return loss.item(), grad_norm
+
+
+def _clipped(parameters: Sequence[torch.nn.Parameter], clip: float) -> float:
+    """The gradient's norm, before it is clipped to ``clip``; RuntimeError where it is not finite."""
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
+    if not math.isfinite(norm):
+        raise RuntimeError(f"the gradient's norm is {norm}, training does not converge: try a lower learning rate")
+    return norm
 
 
 def training_questions(conversations: Sequence[Conversation], s: TrainSettings,
@@ -135,7 +146,7 @@ def training_questions(conversations: Sequence[Conversation], s: TrainSettings,
     if not questions:
         raise ValueError("there is no question to train on: give conversations that have questions")
     if s.max_questions is not None:
-        kept = torch.randperm(len(questions), generator=generator)[: s.max_questions].tolist()
+        kept = torch.randperm(len(questions), generator=generator, device="cpu")[: s.max_questions].tolist()
         questions = [questions[i] for i in sorted(kept)]
     return questions
 
@@ -145,6 +156,8 @@ def num_steps(ids: list[str], s: TrainSettings) -> int:
     return s.epochs * len(_epoch_batches(ids, [0] * len(ids), s.batch_size, generator=None))
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_pairs(model: MemoryModel, draw: Callable[[int], tuple[Sequence[State], Sequence[str], Sequence[str]]],
                 steps: int = 100, lr: float = 0.003, warmup_steps: int = 5, clip: float = 1.0,
                 autocast: bool | str = "auto", progress: bool = True) -> "pandas.DataFrame":
@@ -161,6 +174,7 @@ def train_pairs(model: MemoryModel, draw: Callable[[int], tuple[Sequence[State],
     if not parameters or steps < 1:
         raise ValueError(f"{model.method} for {steps} steps trains nothing: give a method with parameters, and a step")
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0, fused=True)
+    optimizer.zero_grad()  # a look at a gradient may have left one
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, warmup_steps, steps))
     for step in tqdm(range(steps), desc=f"train {model.method}", unit="step", disable=not progress, mininterval=1.0,
                      leave=False):
@@ -168,8 +182,8 @@ def train_pairs(model: MemoryModel, draw: Callable[[int], tuple[Sequence[State],
         with model.backbone.autocast(autocast):
             loss = -model.score_pairs(states, questions, answers).log_prob.mean()
         loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip, error_if_nonfinite=True)
-        rows.append(dict(step=step, loss=loss.item(), lr=scheduler.get_last_lr()[0], grad_norm=float(grad_norm),
+        grad_norm = _clipped(parameters, clip)
+        rows.append(dict(step=step, loss=loss.item(), lr=scheduler.get_last_lr()[0], grad_norm=grad_norm,
                          seconds=time.perf_counter() - start))
         optimizer.step()
         optimizer.zero_grad()
@@ -186,12 +200,12 @@ def _epoch_batches(ids: list[str], lengths: list[int], size: int, generator: tor
     for id in dict.fromkeys(ids):
         mine = [i for i, other in enumerate(ids) if other == id]
         if generator is not None:
-            mine = [mine[j] for j in torch.randperm(len(mine), generator=generator)]
+            mine = [mine[j] for j in torch.randperm(len(mine), generator=generator, device="cpu")]
         for pool in (mine[a : a + 8 * size] for a in range(0, len(mine), 8 * size)):
             pool.sort(key=lengths.__getitem__)
             batches += [pool[a : a + size] for a in range(0, len(pool), size)]
     if generator is not None:
-        batches = [batches[j] for j in torch.randperm(len(batches), generator=generator)]
+        batches = [batches[j] for j in torch.randperm(len(batches), generator=generator, device="cpu")]
     return batches
 
 

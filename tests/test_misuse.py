@@ -1,0 +1,239 @@
+"""What is asked wrongly is refused with a sentence that says the mend, and nothing is done by halves."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections import deque
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import pdmem_lib as pdmem
+from pdmem_lib.backbone import use_bf16
+
+TURNS = ["Ann: hi", "Bob: ho"]
+
+
+@pytest.fixture(scope="module")
+def conversations():
+    return pdmem.synthetic_conversations(2, 2, seed=3)
+
+
+@pytest.mark.parametrize("kind", [pd.Series, np.array, deque, tuple, iter], ids=lambda kind: kind.__name__)
+def test_any_list_of_turns_is_written_turn_by_turn(model, kind):
+    m, wanted, session = (model("slot", num_entries=16) for _ in range(3))
+    wanted.write(TURNS)
+    assert torch.equal(m.write(kind(TURNS))["P"], wanted.state["P"])
+    told = pdmem.Session(session)
+    assert told.write(kind(TURNS)) == [0, 1] and torch.equal(told.state["P"], wanted.state["P"])
+
+
+@pytest.mark.parametrize("turns", [None, 3, {"Ann": "hi"}, {"Ann: hi"}, [["Ann: hi"]], [None], b"Ann: hi"], ids=repr)
+def test_what_is_no_turn_is_not_written(model, conversations, turns):
+    m = model("slot", num_entries=16)
+    before = m.state["P"].clone()
+    for wrong in (turns, conversations[0], conversations[0].sessions):
+        with pytest.raises(ValueError, match="turn"):
+            m.write(wrong)
+        with pytest.raises(ValueError, match="turn"):
+            pdmem.Session(m).write(wrong)
+    assert torch.equal(m.state["P"], before)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, None, "3"])
+def test_counts_are_whole_numbers_above_zero(model, number):
+    m = model("slot", num_entries=16)
+    with pytest.raises(ValueError, match="max_new_tokens must be a whole number of at least 1"):
+        m.answer(["What?"], max_new_tokens=number)
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
+        m.answer(["What?"], 3, batch_size=number)
+    if number is not None:
+        with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
+            m.scores_under(["own"], ["What?"], ["a cat"], batch_size=number)
+
+
+def test_questions_and_answers_are_lists_of_strings(model):
+    m, table = model("slot", num_entries=16), pd.DataFrame({"question": ["Who?", "What?"], "answer": ["Ann", "a cat"]})
+    wanted = m.loss(["Who?", "What?"], ["Ann", "a cat"])
+    assert torch.equal(m.loss(table["question"], table["answer"]), wanted)
+    assert m.answer(table["question"], 3) == m.answer(["Who?", "What?"], 3)
+    for questions, answers in [("Who?", "Ann!"), (["Who?"], "A"), ("W", ["Ann"]), (["Who?"], [None]), (None, ["Ann"]),
+                               ([3], ["Ann"])]:
+        with pytest.raises(ValueError, match="list of strings"):
+            m.loss(questions, answers)
+        with pytest.raises(ValueError, match="list of strings"):
+            m.score_pairs(["own"], questions, answers)
+    for asked in ("Who?", None, [None]):
+        with pytest.raises(ValueError, match="list of strings"):
+            m.answer(asked)
+    with pytest.raises(ValueError, match="list of strings"):
+        m.answer(["Who?"], contexts=[None])
+    with pytest.raises(ValueError, match="at least one"):
+        m.answers_under([], ["Who?"])
+    with pytest.raises(ValueError, match="at least one"):
+        m.scores_under([], ["Who?"], ["Ann"])
+    with pytest.raises(ValueError, match="a draft a question"):
+        m.answers_under(["own"], ["Who?", "What?"], drafts=["Ann"])
+
+
+def test_text_that_is_no_unicode_is_refused(model):
+    m = model("slot", num_entries=16)
+    for ask in (m.write, m.logits, lambda text: m.answer([text]), lambda text: m.loss(["Who?"], [text])):
+        with pytest.raises(ValueError, match="lone surrogates"):
+            ask("Ann: \ud800")
+
+
+@pytest.mark.parametrize("state", [None, 3, {"P": [[0.0]]}, {"P": np.zeros((16, 64))}], ids=repr)
+def test_a_state_is_a_dict_of_tensors(model, state):
+    m = model("slot", num_entries=16)
+    with pytest.raises(ValueError, match="give a dict of tensors"):
+        m.state = state
+    with pytest.raises(ValueError, match="give a dict of tensors"):
+        m.logits("a cat", memory=state)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_state_that_is_not_finite_is_refused(model, number):
+    m = model("slot", num_entries=16)
+    bad = {"P": m.state["P"].clone().index_fill_(0, torch.tensor([3]), number)}
+    with pytest.raises(ValueError, match="not finite"):
+        m.state = bad
+    with pytest.raises(ValueError, match="not finite"):
+        m.answer(["Who?"], memory=bad)
+
+
+def test_a_backbone_is_not_its_name(model, tmp_path):
+    model("slot", num_entries=16).save_pretrained(tmp_path)
+    for make in (lambda: pdmem.MemoryModel("tiny-gpt2", "slot"),
+                 lambda: pdmem.MemoryModel.from_pretrained(tmp_path, "tiny-gpt2")):
+        with pytest.raises(ValueError, match=r"give load_backbone\('tiny-gpt2'\)"):
+            make()
+
+
+@pytest.mark.parametrize("wrong", ["off", "false", "no", "Auto", None])
+def test_autocast_is_true_false_or_auto(tiny, wrong):
+    with pytest.raises(ValueError, match="unknown autocast"):
+        use_bf16(wrong, tiny.device)
+    with pytest.raises(ValueError, match="autocast"):
+        tiny.encode(["a cat"], autocast=wrong)
+
+
+@pytest.mark.parametrize("use", [pdmem.train, pdmem.evaluate])
+def test_conversations_have_ids_of_their_own(model, conversations, use):
+    m = model("slot", num_entries=16)
+    twin = dataclasses.replace(conversations[1], id=conversations[0].id)
+    with pytest.raises(ValueError, match=f"2 conversations have the id '{conversations[0].id}'"):
+        use(m, [conversations[0], twin], progress=False)
+    for wrong in (conversations[0], [], None, ["c"]):
+        with pytest.raises(ValueError, match="list of at least one Conversation"):
+            use(m, wrong, progress=False)
+
+
+def test_conversations_may_come_one_by_one(model, conversations):
+    few = dict(questions_per_bucket=1, max_new_tokens=2, progress=False)
+    m = model("slot", num_entries=16)
+    m.write(TURNS)
+    listed, streamed = (pdmem.evaluate(m, c, **few).per_question for c in (conversations, iter(conversations)))
+    same = [name for name in listed if name not in ("seconds",)]
+    pd.testing.assert_frame_equal(listed[same], streamed[same])
+
+
+def test_a_conversation_without_turns_is_named(model, conversations):
+    m = model("slot", num_entries=16)
+    asked = [dataclasses.replace(q, evidence=()) for q in conversations[0].questions]
+    mute = dataclasses.replace(conversations[0], turns=(), questions=tuple(asked))
+    with pytest.raises(ValueError, match=f"{mute.id} has no turns"):
+        pdmem.train(m, [mute], progress=False)
+
+
+def test_training_that_does_not_converge_says_what_to_try(model, conversations):
+    with pytest.raises(RuntimeError, match="try a lower learning rate"):
+        pdmem.train(model("slot", num_entries=16), conversations, epochs=1, lr=1e30, warmup_steps=0, progress=False)
+
+
+def test_settings_take_the_numbers_of_a_table(tiny):
+    m = pdmem.MemoryModel(tiny, "slot", num_entries=np.int64(8), gamma=np.float32(0.5))
+    assert m.settings.num_entries == 8 and type(m.settings.num_entries) is int and m.settings.gamma == 0.5
+
+
+SHAPES = """
+import torch
+from pdmem_lib import write
+d, H = 4, torch.ones(3, 4)
+eye, flat, row = torch.eye(d), torch.ones(d, 1), torch.ones(1, d)
+rules = [lambda P, Q, K, V: write.attention_coupled(P, H, Q, K, V, 0.9), lambda P, Q, K, V: write.hebbian(P, H, K, V, 0.9),
+         lambda P, Q, K, V: write.sparse_slots(P, H, Q, V, 0.9, 1)]
+for rule in rules:
+    assert rule(eye, eye, eye, eye).shape == (d, d)
+    for P, V in [(torch.ones(d), eye), (torch.ones(1, 1), eye), (eye[:, :3], eye), (eye, flat), (eye, row), (eye, torch.ones(d))]:
+        try:
+            rule(P, eye, eye, V)
+        except ValueError as error:
+            assert "shape" in str(error), error
+        else:
+            raise SystemExit(f"{tuple(P.shape)} and {tuple(V.shape)} went through")
+"""
+
+
+def test_a_write_broadcasts_nothing():
+    """In a process without the annotations' checks, which only tests have."""
+    subprocess.run([sys.executable, "-c", SHAPES], check=True)
+
+
+@pytest.mark.parametrize("name, value", [("gamma", 0.91), ("seed", 43), ("num_entries", 17), ("method", "kv_extension")])
+def test_a_config_that_the_weights_contradict_is_refused(model, tmp_path, name, value):
+    model("slot", num_entries=16).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["settings"][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="save the adapter again"):
+        pdmem.MemoryModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"schema": 2, "backbone": "x", "backbone_fingerprint": "y", "settings": []}', "[" * 100_000])
+def test_a_config_of_another_shape_is_damaged(model, tmp_path, text):
+    model("slot", num_entries=16).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="is damaged"):
+        pdmem.MemoryModel.from_pretrained(tmp_path)
+
+
+def test_both_files_of_an_adapter_can_be_read_by_the_same_people(model, tmp_path):
+    model("slot", num_entries=16).save_pretrained(tmp_path)
+    modes = {file.name: file.stat().st_mode for file in tmp_path.iterdir()}
+    assert modes["adapter.safetensors"] == modes["config.json"]
+
+
+@pytest.mark.parametrize("name, layers", [("tiny-gpt2", "n_layer"), ("tiny-llama", "num_hidden_layers")])
+def test_a_backbone_whose_weights_are_not_all_there_is_refused(tmp_path, name, layers):
+    whole = pdmem.load_backbone(name, device="cpu")
+    whole.model.save_pretrained(tmp_path)
+    whole.tokenizer.save_pretrained(tmp_path)
+    assert pdmem.load_backbone(str(tmp_path), device="cpu").fingerprint == whole.fingerprint
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {layers: 4}))
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="its weights lack"):
+        pdmem.load_backbone(str(tmp_path), device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_copy_of_locomo_that_is_not_there_is_no_reason_to_make_talks_up(monkeypatch):
+    monkeypatch.setenv("PDMEM_LOCOMO", "/no/such/file.json")
+    with pytest.raises(FileNotFoundError, match="PDMEM_LOCOMO is set, but .*Unset it"):
+        pdmem.load_data("auto")
+    with pytest.raises(ValueError, match="unknown preset 'nope': known are"):
+        pdmem.load_data("auto", preset="nope")
+
+
+def test_the_command_line_names_the_option(capsys, tmp_path):
+    from pdmem_lib.__main__ import main
+
+    asked = ["--backbone", "tiny-gpt2", "--data", "synthetic", "--preset", "smoke"]
+    for command, option, value in [("foretell", "--capacities", "x"), ("banks", "--seeds", "x"), ("banks", "--seeds", ","),
+                                   ("banks", "--out", str(tmp_path / "no" / "table.csv"))]:
+        assert main([command, *asked, option, value]) == 1
+        assert option in capsys.readouterr().err
