@@ -104,7 +104,7 @@ class Conversation:
 # ---- where the file comes from ---------------------------------------------------------------------------------------
 
 
-def texts_of(turns: "str | Turn | Iterable[str | Turn]") -> list[str]:
+def texts_of(turns: str | Turn | Iterable[str | Turn]) -> list[str]:
     """The text of one turn, or of each of several in their order; a ValueError for what is neither a text nor a `Turn`."""
     if isinstance(turns, (Mapping, Set)) or not isinstance(turns, (str, Turn, Iterable)):
         raise ValueError(f"a {type(turns).__name__} is neither a turn nor a list of turns: give \"Speaker: text\", a Turn, "
@@ -116,15 +116,16 @@ def texts_of(turns: "str | Turn | Iterable[str | Turn]") -> list[str]:
     return list(map(str, turns))
 
 
-def require_own_ids(conversations: "Iterable[Conversation]") -> "list[Conversation]":
+def require_own_ids(conversations: Iterable[Conversation]) -> list[Conversation]:
     """The conversations, each with an id of its own; else a ValueError: banks are kept by id, one would stand for two."""
-    conversations = [] if isinstance(conversations, Conversation) or conversations is None else list(conversations)
-    if not conversations or not all(isinstance(c, Conversation) for c in conversations):
-        raise ValueError("give a list of at least one Conversation, as load_locomo or synthetic_conversations make it")
-    [(id, times)] = Counter(c.id for c in conversations).most_common(1)
-    if times > 1:
+    given = list(conversations) if isinstance(conversations, Iterable) else [conversations]
+    if isinstance(conversations, Conversation) or not all(isinstance(c, Conversation) for c in given):
+        raise ValueError("give a list of conversations, as load_locomo and synthetic_conversations make it")
+    counts = Counter(c.id for c in given)
+    if len(counts) < len(given):
+        id, times = counts.most_common(1)[0]
         raise ValueError(f"{times} conversations have the id {id!r}: give each its own (dataclasses.replace(c, id=...))")
-    return conversations
+    return given
 
 
 def load_locomo(path: str | os.PathLike | None = None) -> list[Conversation]:

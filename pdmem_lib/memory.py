@@ -467,8 +467,9 @@ def _require_counts(**numbers: int) -> None:
 
 
 def _prompts(questions: Sequence[str], contexts: Sequence[str] | None) -> list[str]:
-    contexts = [""] * len(questions) if contexts is None else _texts("contexts", contexts)
-    if len(contexts) != len(questions):
+    if contexts is None:
+        contexts = [""] * len(questions)
+    if isinstance(contexts, str) or len(contexts := _texts("contexts", contexts)) != len(questions):
         raise ValueError(f"contexts is a list with one text a question: give {len(questions)}, '' where there is none")
     return list(map(prompt_text, questions, contexts))
 
