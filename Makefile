@@ -16,7 +16,7 @@ KEEP ?=
 # Runs at a time on one GPU; empty: as many as its memory holds.
 SHARE ?=
 PROFILE ?=
-PYTEST_ARGS ?= -n 2 --dist loadscope
+PYTEST_ARGS ?= -n 2 --dist loadscope --no-loadscope-reorder
 
 # Where to run it: .venv, made here; with NO_VENV=1 the environment that is active (conda's, say).
 VENV ?= .venv

@@ -119,11 +119,9 @@ class MemoryModel:
     @torch.inference_mode(False)
     @torch.no_grad()
     def write_hidden(self, hidden: Sequence[Tensor]) -> State:
-        """Write turns given by their final hidden states, (T_i, d) each; returns the new state. In float32, whatever
-        autocast is on around it: a write is not what autocast may round."""
+        """Write turns given by their final hidden states, (T_i, d) each; returns the new state."""
         for H in hidden:
-            with self.backbone.autocast(False):
-                self._state = self.adapter.write(self._state, H.to(self.backbone.device, torch.float32))
+            self._state = self.adapter.write(self._state, H.to(self.backbone.device, torch.float32))
         return self._state
 
     # ---- reading ----

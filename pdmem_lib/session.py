@@ -223,13 +223,16 @@ class Session:
         place = {entry.turn: i for i, entry in enumerate(self._log) if entry.kind == "write"}
         if unknown := sorted(gone - set(place)):
             raise ValueError(f"there is no turn {unknown[0]} to forget: see transcript() for their numbers")
+        if not gone:
+            unchanged = {"before": self.state, "after": self.state}
+            return Forgotten(True, "there was nothing to forget", editing.cost(self.model, unchanged, facts))
         known = self._texts(texts or {})
-        first = min((place[turn] for turn in gone), default=len(self._log))
+        first = min(place[turn] for turn in gone)
         before = self.state
         now, exact, how = self._without(gone, known, first)
         cost = editing.cost(self.model, {"before": before, "after": now.state}, facts)
         log = [_stripped(entry, gone) if i >= first else entry for i, entry in enumerate(self._log)]
-        if self._journal and gone:
+        if self._journal:
             self._journal.replace(now, log)
         self._now, self._log = now, log
         self._drop_snapshots(after=first)

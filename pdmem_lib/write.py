@@ -1,7 +1,7 @@
 """Write rules: how a turn's hidden states change the memory [A, C].
 
-Pure functions on an explicit state, unbatched, row vectors (``H @ W``). They never change their arguments and
-never ask for a gradient. States without a token (T = 0) are a ValueError. The maps ``W_*`` are fixed: drawn once from
+Pure functions on an explicit state, unbatched, row vectors (``H @ W``). They never change their arguments, never
+ask for a gradient, and compute in the precision of what they are given, under autocast too. States without a token (T = 0) are a ValueError. The maps ``W_*`` are fixed: drawn once from
 the seed, never trained [C].
 
 Each rule has the form ``new = decay * old + increment`` row by row, so that a state is exactly the sum of what its
@@ -12,9 +12,22 @@ Axis letters of the whole library: ``B`` batch, ``T`` tokens of input, ``M`` mem
 ``d`` model width, ``dk`` head width, ``dh`` width of the Hebbian matrix.
 """
 
+from collections.abc import Callable
+from functools import wraps
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+def _as_it_stands(rule: Callable) -> Callable:
+    """``rule`` without gradients and in the precision of what it is given, whatever autocast is on around it."""
+    @wraps(rule)
+    def run(*given, **named):
+        device = next((x.device.type for x in (*given, *named.values()) if isinstance(x, Tensor)), "cpu")
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            return rule(*given, **named)
+    return run
 
 
 def _require_shapes(H: Tensor, state: Tensor, width: int | None = None, **maps: Tensor) -> None:
@@ -31,7 +44,7 @@ def _require_shapes(H: Tensor, state: Tensor, width: int | None = None, **maps: 
             raise ValueError(f"{name} has shape {tuple(W.shape)}, and hidden states of shape {tuple(H.shape)} need {(d, wide)}")
 
 
-@torch.no_grad()
+@_as_it_stands
 def attention_coupled(
     P: Float[Tensor, "M d"], H: Float[Tensor, "T d"],
     W_Q: Float[Tensor, "d d"], W_K: Float[Tensor, "d d"], W_V: Float[Tensor, "d d"], gamma: float,
@@ -41,7 +54,7 @@ def attention_coupled(
     return gamma * P + attention_coupled_weights(P, H, W_Q, W_K).T @ (H @ W_V)  # (M, d)
 
 
-@torch.no_grad()
+@_as_it_stands
 def attention_coupled_weights(
     P: Float[Tensor, "M d"], H: Float[Tensor, "T d"], W_Q: Float[Tensor, "d d"], W_K: Float[Tensor, "d d"],
 ) -> Float[Tensor, "T M"]:
@@ -49,7 +62,7 @@ def attention_coupled_weights(
     return torch.softmax((H @ W_Q) @ (P @ W_K).T / P.shape[-1] ** 0.5, dim=-1)  # (T, M)
 
 
-@torch.no_grad()
+@_as_it_stands
 def hebbian(
     M: Float[Tensor, "dh dh"], H: Float[Tensor, "T d"],
     W_K: Float[Tensor, "d dh"], W_V: Float[Tensor, "d dh"], gamma: float,
@@ -59,7 +72,7 @@ def hebbian(
     return M / M.norm().clamp_min(1.0)
 
 
-@torch.no_grad()
+@_as_it_stands
 def hebbian_decay(
     M: Float[Tensor, "dh dh"], H: Float[Tensor, "T d"],
     W_K: Float[Tensor, "d dh"], W_V: Float[Tensor, "d dh"], gamma: float,
@@ -73,7 +86,7 @@ def _hebbian_unbounded(M: Tensor, H: Tensor, W_K: Tensor, W_V: Tensor, gamma: fl
     return gamma * M + (H @ W_K).T @ (H @ W_V) / H.shape[0]  # (dh, dh)
 
 
-@torch.no_grad()
+@_as_it_stands
 def sparse_slots(
     P: Float[Tensor, "S d"], H: Float[Tensor, "T d"],
     W_a: Float[Tensor, "d d"], W_u: Float[Tensor, "d d"], gamma: float, top_k: int,
@@ -87,7 +100,7 @@ def sparse_slots(
     return new  # (S, d)
 
 
-@torch.no_grad()
+@_as_it_stands
 def sparse_slot_choice(
     P: Float[Tensor, "S d"], H: Float[Tensor, "T d"], W_a: Float[Tensor, "d d"], top_k: int,
 ) -> Int[Tensor, "top_k"]:
@@ -98,7 +111,7 @@ def sparse_slot_choice(
     return sparse_slot_weights(P, H.mean(dim=0), W_a).topk(top_k).indices  # (top_k,)
 
 
-@torch.no_grad()
+@_as_it_stands
 def sparse_slot_weights(P: Float[Tensor, "S d"], z: Float[Tensor, "d"], W_a: Float[Tensor, "d d"]) -> Float[Tensor, "S"]:
     """The address weights ``a`` of `sparse_slots`: how well each slot matches the turn; they sum to 1."""
     return torch.softmax((z @ W_a) @ P.T / P.shape[-1] ** 0.5, dim=-1)  # (S,)

@@ -21,6 +21,12 @@ import torch  # noqa: E402
 import pdmem_lib as pdmem  # noqa: E402
 
 REAL = os.environ.get("PDMEM_TEST_BACKBONE")
+LONGEST = ("test_pipeline.py", "test_studies.py")  # minutes each
+
+
+def pytest_collection_modifyitems(items):
+    """The longest modules first, so that of several workers none waits for another's at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -82,11 +82,20 @@ def test_a_gradient_left_over_does_not_enter_training(model, conversations, trai
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_write_is_not_rounded_by_the_callers_autocast(model, method):
-    plain, rounded = model(method), model(method)
+    plain, rounded, told = model(method), model(method), pdmem.Session(model(method))
     plain.write(TURNS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded.write(TURNS)
-    assert all(torch.equal(t, rounded.state[name]) for name, t in plain.state.items())
+        told.write(TURNS)
+    for state in (rounded.state, told.state):
+        assert all(torch.equal(t, state[name]) for name, t in plain.state.items())
+
+
+def test_a_rule_is_called_by_name_too(model):
+    m = model("slot")
+    H, a, u = torch.randn(3, m.backbone.hidden_size), m.adapter.write_a, m.adapter.write_u
+    one = pdmem.write.sparse_slots(m.state["P"], H, a, u, 0.9, 2)
+    assert torch.equal(pdmem.write.sparse_slots(P=m.state["P"], H=H, W_a=a, W_u=u, gamma=0.9, top_k=2), one)
 
 
 @pytest.mark.parametrize("method", METHODS)

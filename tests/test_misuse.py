@@ -43,6 +43,16 @@ def test_what_is_no_turn_is_not_written(model, conversations, turns):
     assert torch.equal(m.state["P"], before)
 
 
+@pytest.mark.parametrize("method", ["slot", "prefix"])
+def test_forgetting_nothing_changes_nothing(model, method):
+    told = pdmem.Session(model(method))
+    told.write(TURNS)
+    before, log = dict(told.state), told.transcript()
+    gone = told.forget([])
+    assert gone.exact and told.turns == 2 and told.transcript().equals(log)
+    assert all(torch.equal(t, told.state[name]) for name, t in before.items())
+
+
 @pytest.mark.parametrize("number", [0, -1, 1.5, None, "3"])
 def test_counts_are_whole_numbers_above_zero(model, number):
     m = model("slot", num_entries=16)
