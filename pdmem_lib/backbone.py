@@ -136,13 +136,14 @@ class Backbone:
         Each row runs alone and in float32, so that its states depend on no batch and on nothing asked before.
         """
         kept, key = self._kept_states, tuple(ids)
-        if key not in kept:
+        if (found := kept.get(key)) is None:
             with seam.inject(self.model, None), self.autocast(False):
                 hidden = self.model.base_model(torch.tensor([key], device=self.device), use_cache=False)[0][0]
-            while kept and sum(t.nbytes for t in kept.values()) > KEPT_BYTES:
-                del kept[next(iter(kept))]
-            kept[key] = hidden.float().clone()
-        return kept[key]
+            oldest = list(kept.copy().items())  # a copy: another thread may ask too
+            while oldest and sum(t.nbytes for _, t in oldest) > KEPT_BYTES:
+                kept.pop(oldest.pop(0)[0], None)
+            return kept.setdefault(key, hidden.float().clone())
+        return found
 
     @cached_property
     def _kept_states(self) -> dict[tuple[int, ...], Tensor]:
@@ -213,6 +214,14 @@ class Backbone:
             ids[row, where] = torch.tensor(values, device="cpu")
             mask[row, where] = 1
         return ids.to(self.device), mask.to(self.device)
+
+
+def required(backbone: Backbone) -> Backbone:
+    """``backbone`` where it is one, else a ValueError: its name must be loaded first."""
+    if isinstance(backbone, Backbone):
+        return backbone
+    mend = f"load_backbone({backbone!r})" if isinstance(backbone, str) else "what load_backbone returns"
+    raise ValueError(f"a {type(backbone).__name__} is no backbone: give {mend}")
 
 
 def length_sorted_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

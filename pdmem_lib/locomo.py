@@ -106,7 +106,8 @@ class Conversation:
 
 def texts_of(turns: str | Turn | Iterable[str | Turn]) -> list[str]:
     """The text of one turn, or of each of several in their order; a ValueError for what is neither a text nor a `Turn`."""
-    if isinstance(turns, (Mapping, Set)) or not isinstance(turns, (str, Turn, Iterable)):
+    listed = isinstance(turns, Iterable) and not isinstance(turns, (Mapping, Set)) and getattr(turns, "ndim", 1) == 1
+    if not listed and not isinstance(turns, Turn):
         raise ValueError(f"a {type(turns).__name__} is neither a turn nor a list of turns: give \"Speaker: text\", a Turn, "
                          "or a list of them (a conversation's are conversation.turns)")
     turns = [turns] if isinstance(turns, (str, Turn)) else list(turns)

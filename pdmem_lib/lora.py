@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import seam
-from .backbone import Backbone, load_backbone
+from .backbone import Backbone, load_backbone, required
 from .files import atomic_path, load_tensors, save_tensors
 from .memory import AnswerScore, Memory, MemoryModel
 
@@ -26,6 +26,7 @@ class LoRAModel(MemoryModel):
     def __init__(self, backbone: Backbone, num_parameters: int, seed: int = 42):
         if num_parameters < 1:
             raise ValueError(f"num_parameters={num_parameters}: give the number of parameters to match, at least 1")
+        required(backbone)
         adapted = _Adapted(backbone.name, backbone.family, copy.deepcopy(backbone.model), backbone.tokenizer)
         super().__init__(adapted, "baseline", seed=seed)
         self._bare = MemoryModel(backbone, "baseline")
@@ -104,7 +105,7 @@ class LoRAModel(MemoryModel):
             weights = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} is damaged or no LoRA of pdmem ({error}): save it again") from error
-        backbone = backbone or load_backbone(name)
+        backbone = load_backbone(name) if backbone is None else required(backbone)
         if backbone.fingerprint != fingerprint:
             raise ValueError(f"{folder} was trained on {name} (fingerprint {fingerprint[:12]}), not on this "
                              f"{backbone.name} ({backbone.fingerprint[:12]}): load it with its own backbone")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import methods, persistence, seam
-from .backbone import Backbone, load_backbone, slow_bar
+from .backbone import Backbone, load_backbone, required, slow_bar
 from .decoding import greedy_lines, positions_of
 from .locomo import Turn, texts_of
 from .methods import Inputs, MemorySettings, State
@@ -43,7 +43,7 @@ class MemoryModel:
     """A frozen ``backbone`` with memory ``method`` at ``capacity`` (1 or 10); keywords as in `MemorySettings`."""
 
     def __init__(self, backbone: Backbone, method: str = "slot", capacity: int = 1, seed: int = 42, **overrides):
-        self.backbone = _required(backbone)
+        self.backbone = required(backbone)
         self.settings = MemorySettings.from_mapping(dict(method=method, capacity=capacity, seed=seed, **overrides))
         self.adapter = methods.build(backbone, self.settings)  # an nn.Module: trained parameters, fixed maps
         self.reset()
@@ -317,6 +317,7 @@ class MemoryModel:
 
     def _one_row(self, question: str, answer: str) -> tuple[list[list[int]], list[list[int]]]:
         """The ids of one prompt and its answer, each as a list of one row."""
+        (question,), (answer,) = _texts("the question", [question]), _texts("the answer", [answer])
         prompt, target = self.backbone.token_ids(prompt_text(question)), target_ids(self.backbone, answer)
         self._fitting(prompt + target)
         return [prompt], [target]
@@ -389,7 +390,7 @@ class MemoryModel:
         """
         folder = persistence.adapter_folder(folder, revision)
         config = persistence.read_config(folder)
-        backbone = load_backbone(config.backbone) if backbone is None else _required(backbone)
+        backbone = load_backbone(config.backbone) if backbone is None else required(backbone)
         if backbone.fingerprint != config.backbone_fingerprint:
             raise ValueError(f"{folder} was trained on {config.backbone} (fingerprint "
                              f"{config.backbone_fingerprint[:12]}), not on this {backbone.name} "
@@ -438,13 +439,6 @@ def prompt_text(question: str, context: str = "") -> str:
 def target_ids(backbone: Backbone, answer: str) -> list[int]:
     """The tokens that are scored for ``answer``, closing line feed included."""
     return backbone.token_ids(ANSWER.format(answer=answer), special=False)
-
-
-def _required(backbone: Backbone) -> Backbone:
-    if isinstance(backbone, Backbone):
-        return backbone
-    mend = f"load_backbone({backbone!r})" if isinstance(backbone, str) else "what load_backbone returns"
-    raise ValueError(f"a {type(backbone).__name__} is no backbone: give {mend}")
 
 
 def _texts(what: str, texts: Iterable[str]) -> list[str]:

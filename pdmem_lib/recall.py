@@ -32,6 +32,7 @@ from .backbone import Backbone
 from .memory import ANSWER, PROMPT, MemoryModel
 from .methods import REGISTRY, AttentionCoupledBank, HebbianMatrix, Inputs, MemorySettings, Method, SparseSlots, State
 from .settings import Settings
+from .training import clipped
 
 if TYPE_CHECKING:
     import pandas
@@ -422,6 +423,8 @@ class _Reader:
         return Inputs(F.pad(H, (0, 0, 0, T - len(H)))[None], valid[None])
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _train(lab: _Lab, reader: _Reader,
            on_step: Callable[[int, MemoryModel], None] | None = None) -> "pandas.DataFrame":
     """Cross-entropy over the candidates, on new episodes at every step.
@@ -449,11 +452,12 @@ def _train(lab: _Lab, reader: _Reader,
         for group in optimizer.param_groups:
             group["lr"] = lr
         loss = F.nll_loss(reader(banks, keys), codes)
+        optimizer.zero_grad()  # a look at a gradient may have left one
         loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, s.clip, error_if_nonfinite=True)
+        grad_norm = clipped(parameters, s.clip)
         optimizer.step()
         optimizer.zero_grad()
-        rows.append(dict(step=step, loss=loss.item(), lr=lr, grad_norm=float(grad_norm),
+        rows.append(dict(step=step, loss=loss.item(), lr=lr, grad_norm=grad_norm,
                          seconds=time.perf_counter() - start))
         if on_step:
             on_step(step, lab.model)

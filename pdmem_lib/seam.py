@@ -13,7 +13,7 @@ Everything that knows an architecture is in `blocks`, `attention_of` and `final_
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -113,7 +113,7 @@ def inject(model: nn.Module, injection: Injection, trains: bool | None = None) -
             beside[block] = beside[attention_of(block)] = _Beside(injection, layer)
     elif injection is not None:
         per_block = dict(zip(map(attention_of, blocks(model)), injection, strict=True))
-    active, branches = _ACTIVE.set(per_block), _BESIDE.set(beside)
+    active, branches = _set_for(_ACTIVE, model, per_block), _set_for(_BESIDE, model, beside)
     trained = _TRAINS.set(injection is not None if trains is None else trains)
     try:
         yield
@@ -121,6 +121,14 @@ def inject(model: nn.Module, injection: Injection, trains: bool | None = None) -
         _ACTIVE.reset(active)
         _BESIDE.reset(branches)
         _TRAINS.reset(trained)
+
+
+def _set_for(variable: ContextVar[dict], model: nn.Module, here: dict) -> Token:
+    """Set what the blocks of ``model`` carry to ``here``, and leave what other models carry."""
+    if others := variable.get():
+        mine = {*blocks(model), *map(attention_of, blocks(model))}
+        here = {module: carried for module, carried in others.items() if module not in mine} | here
+    return variable.set(here)
 
 
 def join(injections: Sequence[Injection], rows: tuple[int, ...] | None = None) -> Injection:

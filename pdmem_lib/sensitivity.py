@@ -134,7 +134,8 @@ def held_out_by_rate(table: pd.DataFrame, subtitle: str) -> go.Figure:
     legend_entry(figure, "zero state", mode="lines", line=dict(color=INK, width=2, dash="dot"))
     legend_entry(figure, "chosen", marker=dict(symbol="circle-open", size=18, color=INK, line_width=2))
     rates = sorted(set(table["rate"]))
-    shown = [rate for rate in rates if np.log10(rate).is_integer()] if len(panels) > 1 else rates
+    tens = [rate for rate in rates if np.log10(rate).is_integer()]
+    shown = tens if tens and len(panels) > 1 else rates  # a panel of several has no room for all
     label_panels(figure, panels, "learning rate", "log-probability<br>(nats per token)")
     figure.update_xaxes(type="log", tickvals=shown, ticktext=[f"{rate:g}" for rate in shown],
                         range=[np.log10(rates[0]) - 0.3, np.log10(rates[-1]) + 0.3])

@@ -141,8 +141,8 @@ class Session:
     def peek(self, turns, questions: str | Sequence[str], max_new_tokens: int = 24) -> str | list[str]:
         """What `ask` would answer after `write` of these turns; nothing is written, and nothing noted."""
         state = self.state
-        for turn in turns if isinstance(turns, (list, tuple)) else [turns]:
-            state = self._written(state, self._encode(str(turn)))
+        for text in texts_of(turns):
+            state = self._written(state, self._encode(text))
         asked = [questions] if isinstance(questions, str) else list(questions)
         answers = self.model.answer(asked, max_new_tokens, memory=state)
         return answers[0] if isinstance(questions, str) else answers

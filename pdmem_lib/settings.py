@@ -13,7 +13,7 @@ class Settings:
     def __post_init__(self):
         for name, kind in get_type_hints(type(self)).items():
             value = getattr(self, name)
-            if type(value).__module__ == "numpy":  # a number out of a table
+            if type(value).__module__ == "numpy" and not getattr(value, "shape", ()):  # a number out of a table
                 object.__setattr__(self, name, value := value.item())
             if not any(_is(value, option) for option in _options(kind)):
                 known = " or ".join(option.__name__ for option in _options(kind))

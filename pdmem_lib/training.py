@@ -125,13 +125,13 @@ def take_step(model: MemoryModel, optimizer: torch.optim.Optimizer, questions: S
     with model.backbone.autocast(s.autocast):
         loss = model.loss([q.question for q in questions], [q.answer for q in questions], memory=bank)
     loss.backward()
-    grad_norm = _clipped(model.parameters(), s.clip)
+    grad_norm = clipped(model.parameters(), s.clip)
     optimizer.step()
     optimizer.zero_grad()
     return loss.item(), grad_norm
 
 
-def _clipped(parameters: Sequence[torch.nn.Parameter], clip: float) -> float:
+def clipped(parameters: Sequence[torch.nn.Parameter], clip: float) -> float:
     """The gradient's norm, before it is clipped to ``clip``; RuntimeError where it is not finite."""
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
     if not math.isfinite(norm):
@@ -174,15 +174,15 @@ def train_pairs(model: MemoryModel, draw: Callable[[int], tuple[Sequence[State],
     if not parameters or steps < 1:
         raise ValueError(f"{model.method} for {steps} steps trains nothing: give a method with parameters, and a step")
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0, fused=True)
-    optimizer.zero_grad()  # a look at a gradient may have left one
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, warmup_steps, steps))
     for step in tqdm(range(steps), desc=f"train {model.method}", unit="step", disable=not progress, mininterval=1.0,
                      leave=False):
         states, questions, answers = draw(step)
+        optimizer.zero_grad()  # a look at a gradient may have left one
         with model.backbone.autocast(autocast):
             loss = -model.score_pairs(states, questions, answers).log_prob.mean()
         loss.backward()
-        grad_norm = _clipped(parameters, clip)
+        grad_norm = clipped(parameters, clip)
         rows.append(dict(step=step, loss=loss.item(), lr=scheduler.get_last_lr()[0], grad_norm=grad_norm,
                          seconds=time.perf_counter() - start))
         optimizer.step()

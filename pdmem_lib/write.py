@@ -13,6 +13,7 @@ Axis letters of the whole library: ``B`` batch, ``T`` tokens of input, ``M`` mem
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 
 import torch
@@ -25,7 +26,8 @@ def _as_it_stands(rule: Callable) -> Callable:
     @wraps(rule)
     def run(*given, **named):
         device = next((x.device.type for x in (*given, *named.values()) if isinstance(x, Tensor)), "cpu")
-        with torch.no_grad(), torch.autocast(device, enabled=False):
+        rounded = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        with torch.no_grad(), torch.autocast(device, enabled=False) if rounded else nullcontext():
             return rule(*given, **named)
     return run
 

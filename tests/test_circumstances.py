@@ -34,7 +34,7 @@ def test_another_threads_memory_is_not_read_here(opened, method):
             failed.append(error)
         done.set()
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     asked = 0
     while not done.is_set() or not asked:
@@ -57,6 +57,42 @@ def test_a_branch_of_one_model_is_not_read_within_a_pass_of_another(tiny, opened
         assert torch.equal(tiny.encode(["a cat"])[0], wanted)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_another_models_pass_within_a_pass_leaves_this_ones_memory(tiny, opened, method):
+    from pdmem_lib import seam
+
+    m, other = opened(method), pdmem.load_backbone(tiny.name, seed=7, device="cpu")
+    m.write(TURNS)
+    wanted, ids = m.logits("a cat"), torch.tensor([tiny.token_ids("a cat")])
+    with torch.no_grad(), seam.inject(tiny.model, m._injection_for(["own"], ids, torch.ones_like(ids))):
+        with seam.inject(other.model, None):
+            assert torch.equal(tiny.model(ids, use_cache=False).logits[0], wanted)
+
+
+def test_questions_states_are_kept_by_threads_side_by_side(tiny):
+    import sys
+
+    rows, failed, before = [[i % 250, i // 250] for i in range(400)], [], sys.getswitchinterval()
+
+    def ask():
+        try:
+            for row in rows:
+                tiny.states_of(row)
+        except Exception as error:
+            failed.append(error)
+
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not failed
+
+
 def test_installing_twice_adds_a_branch_once(opened):
     m = opened("gated")
     wanted = m.logits("a cat")
@@ -73,7 +109,12 @@ def test_a_gradient_left_over_does_not_enter_training(model, conversations, trai
         if train == "train":
             pdmem.train(m, conversations, **FEW)
         else:
-            pdmem.training.train_pairs(m, lambda step: ([m.state, m.state], QUESTIONS, ANSWERS), steps=2, progress=False)
+            def draw(step):
+                if look:
+                    m.loss(QUESTIONS, ANSWERS).backward()
+                return [m.state, m.state], QUESTIONS, ANSWERS
+
+            pdmem.training.train_pairs(m, draw, steps=2, progress=False)
         return m.adapter.state_dict()
 
     plain, looked = trained(False), trained(True)

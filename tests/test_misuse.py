@@ -13,6 +13,7 @@ import torch
 
 import pdmem_lib as pdmem
 from pdmem_lib.backbone import use_bf16
+from pdmem_lib.lora import LoRAModel
 
 TURNS = ["Ann: hi", "Bob: ho"]
 
@@ -29,9 +30,11 @@ def test_any_list_of_turns_is_written_turn_by_turn(model, kind):
     assert torch.equal(m.write(kind(TURNS))["P"], wanted.state["P"])
     told = pdmem.Session(session)
     assert told.write(kind(TURNS)) == [0, 1] and torch.equal(told.state["P"], wanted.state["P"])
+    assert pdmem.Session(model("slot", num_entries=16)).peek(kind(TURNS), "Who?", 3) == wanted.answer(["Who?"], 3)[0]
 
 
-@pytest.mark.parametrize("turns", [None, 3, {"Ann": "hi"}, {"Ann: hi"}, [["Ann: hi"]], [None], b"Ann: hi"], ids=repr)
+@pytest.mark.parametrize("turns", [None, 3, {"Ann": "hi"}, {"Ann: hi"}, [["Ann: hi"]], [None], b"Ann: hi", np.array("Ann: hi"),
+                                   pd.DataFrame({"speaker": ["Ann"], "text": ["hi"]})], ids=lambda turns: type(turns).__name__)
 def test_what_is_no_turn_is_not_written(model, conversations, turns):
     m = model("slot", num_entries=16)
     before = m.state["P"].clone()
@@ -40,6 +43,8 @@ def test_what_is_no_turn_is_not_written(model, conversations, turns):
             m.write(wrong)
         with pytest.raises(ValueError, match="turn"):
             pdmem.Session(m).write(wrong)
+        with pytest.raises(ValueError, match="turn"):
+            pdmem.Session(m).peek(wrong, "Who?")
     assert torch.equal(m.state["P"], before)
 
 
@@ -81,6 +86,8 @@ def test_questions_and_answers_are_lists_of_strings(model):
             m.answer(asked)
     with pytest.raises(ValueError, match="list of strings"):
         m.answer(["Who?"], contexts=[None])
+    with pytest.raises(ValueError, match="list of strings"):
+        m.token_log_probs("Who?", None)
     with pytest.raises(ValueError, match="at least one"):
         m.answers_under([], ["Who?"])
     with pytest.raises(ValueError, match="at least one"):
@@ -118,7 +125,8 @@ def test_a_state_that_is_not_finite_is_refused(model, number):
 def test_a_backbone_is_not_its_name(model, tmp_path):
     model("slot", num_entries=16).save_pretrained(tmp_path)
     for make in (lambda: pdmem.MemoryModel("tiny-gpt2", "slot"),
-                 lambda: pdmem.MemoryModel.from_pretrained(tmp_path, "tiny-gpt2")):
+                 lambda: pdmem.MemoryModel.from_pretrained(tmp_path, "tiny-gpt2"),
+                 lambda: LoRAModel("tiny-gpt2", 1000)):
         with pytest.raises(ValueError, match=r"give load_backbone\('tiny-gpt2'\)"):
             make()
 
@@ -166,6 +174,8 @@ def test_training_that_does_not_converge_says_what_to_try(model, conversations):
 
 def test_settings_take_the_numbers_of_a_table(tiny):
     m = pdmem.MemoryModel(tiny, "slot", num_entries=np.int64(8), gamma=np.float32(0.5))
+    with pytest.raises(ValueError, match="num_entries=.*expected int"):
+        pdmem.MemoryModel(tiny, "slot", num_entries=np.array([8, 9]))
     assert m.settings.num_entries == 8 and type(m.settings.num_entries) is int and m.settings.gamma == 0.5
 
 
