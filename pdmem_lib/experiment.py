@@ -87,7 +87,8 @@ PRESETS = {
         capacities=(1, 10), seeds=(42, 43, 44), run_gb=7.5),
     "tuned": Preset(
         "the published protocol at learning rates chosen on a training conversation held out (notebooks/95_learning_rates)",
-        methods=("prefix",), capacities=(1, 10), seeds=(42, 43, 44), chosen={"prefix": dict(lr=0.1)}, run_gb=7.5),
+        methods=METHODS, capacities=(1, 10), seeds=(42, 43, 44), run_gb=7.5,
+        chosen={method: dict(lr=0.1 if method == "prefix" else 0.001) for method in METHODS}),
 }
 
 
