@@ -1,8 +1,8 @@
 """Write rules: how a turn's hidden states change the memory [A, C].
 
-Pure functions on an explicit state, unbatched, row vectors (``H @ W``). They never change their arguments, never
-ask for a gradient, and compute in the precision of what they are given, under autocast too. States without a token (T = 0) are a ValueError. The maps ``W_*`` are fixed: drawn once from
-the seed, never trained [C].
+Pure functions on an explicit state, unbatched, row vectors (``H @ W``). They never change their arguments, never ask
+for a gradient, and compute in the precision of what they are given, under autocast too. States without a token (T = 0)
+are a ValueError. The maps ``W_*`` are fixed: drawn once from the seed, never trained [C].
 
 Each rule has the form ``new = decay * old + increment`` row by row, so that a state is exactly the sum of what its
 start and every turn left in it (`pdmem_lib.provenance`): decay is gamma in `attention_coupled`, gamma in the written rows of
