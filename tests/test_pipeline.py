@@ -7,6 +7,7 @@ seconds; the last one runs the real smoke preset from end to end.
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -184,6 +185,30 @@ def test_what_makes_a_finished_run_start_again(workplace):
     template.cells[1].source += "\nchanged = True"
     nbformat.write(template, "run.ipynb")
     assert planned(methods="slot") == {("slot", 1, 42)}
+
+
+def test_a_run_that_is_not_there_is_made_whatever_else_is(workplace):
+    """Its folder was deleted to have it made anew, or the results came from another clone without Snakemake's own notes."""
+    assert snakemake(methods="slot,gated").returncode == 0
+    shutil.rmtree("data/runs/smoke-tiny-gpt2-synthetic/slot-1x-seed42")
+    assert planned(methods="slot,gated") == {("slot", 1, 42)}
+    shutil.rmtree(".snakemake")
+    assert planned(methods="slot,gated,M.1") == {("slot", 1, 42), ("prefix", 1, 42)}
+    assert planned(methods="gated") == set()
+
+
+def test_the_table_is_made_again_where_it_is_gone_or_another_one(workplace):
+    table = workplace / "figures" / "smoke-tiny-gpt2-synthetic" / "summary.csv"
+    assert snakemake(methods="slot").returncode == 0
+    made, run = table.stat().st_mtime_ns, records()
+    assert snakemake(methods="slot").returncode == 0
+    assert table.stat().st_mtime_ns == made
+    shutil.rmtree(table.parent)
+    assert snakemake(methods="slot").returncode == 0
+    table.write_text("run\nsomebody-elses")  # as a checkout does
+    assert snakemake(methods="slot").returncode == 0
+    assert table.read_text().split() == ["run", "slot-1x-seed42"]
+    assert records() == run
 
 
 def test_what_the_encoding_depends_on_makes_all_runs_start_again_at_once(workplace):
