@@ -2,8 +2,8 @@
 
 A *contrast* is the answer under a conversation's own memory minus the same question's answer under another one, by the
 same trained adapter. The one that decides is own - other in log-probability: a bank also teaches the form of an answer,
-and so does another conversation's; what the right bank brings beyond that must be memory. Everything here is a pure
-function of tables; randomness comes from a seed.
+and so does another conversation's; what the right bank brings beyond that is memory, or a bank that is better for any
+question at all, which `comparisons.matched` takes away. Everything here is a pure function of tables; randomness comes from a seed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ALPHA = 0.05  # every interval holds 95 %
 POWER = 0.8  # with which `Estimate.smallest_effect` would have been seen
 RESAMPLES = 2000
+FEW = 10  # questions, below which no interval of a part is shown
 AGAINST = ("other", "zero", "off", "initial", "random", "shuffled")  # own memory minus each of these
 SCORES = {"logp": "nats per token", "f1": "points"}
 FORMAT = ".format"  # ends the name of a method whose adapter is trained and measured with no memory to read
@@ -62,15 +63,20 @@ class Estimate:
             return WORSE
         return UNTOLD  # as is whatever holds a NaN
 
+    def scaled(self, scale: float) -> dict[str, float]:
+        """The fields, those that have the differences' unit times ``scale``."""
+        return {k: v if k in ("p", "n", "conversations", "seeds") else scale * v for k, v in asdict(self).items()}
+
 
 def estimate(differences: ArrayLike, conversations: Sequence, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """The mean of ``differences`` (seeds, Q), a question of ``conversations`` (Q,) a column, with its uncertainty.
 
-    Over questions: the percentile bootstrap that draws questions and seeds, crossed. Over conversations: whole
-    conversations and seeds are drawn; since G conversations are few, the interval is t_{G-1} times the bootstrap's
-    standard error, itself times sqrt(G/(G-1)), which is the t interval of the conversations' means when they weigh the
-    same. p: signs flipped question by question, seeds averaged. With one seed all of it is conditional on that seed.
-    ValueError for other shapes or values that are not finite.
+    Over questions: the percentile bootstrap. Over conversations: whole conversations are drawn; since G of them are few,
+    the interval is t_{G-1} times the bootstrap's standard error, itself times sqrt(G/(G-1)), which is the t interval of
+    the conversations' means when they weigh the same. With one seed all of it is conditional on that seed. With S, which
+    are few too, the variance of the seeds' means (over S) is added to both and the intervals are t intervals, with
+    Satterthwaite's degrees of freedom. p: signs flipped question by question, seeds averaged. ValueError for other shapes
+    or values that are not finite.
     """
     from scipy.stats import norm, t
 
@@ -85,25 +91,31 @@ def estimate(differences: ArrayLike, conversations: Sequence, resamples: int = R
     rng = np.random.default_rng(seed)
     effect, nan = float(d.mean()), float("nan")
 
-    seeds = _draws(rng, S, resamples) if S > 1 else np.ones((resamples, 1))  # (R, S)
-    per_seed = seeds @ d / S  # (R, Q)
-    means = np.einsum("rq,rq->r", per_seed, _draws(rng, Q, resamples)) / Q  # (R,)
-    upper = 1 - ALPHA / 2
-    low, high = np.quantile(means, [1 - upper, upper])
-    smallest = (norm.ppf(upper) + norm.ppf(POWER)) * means.std()
+    upper, mean = 1 - ALPHA / 2, d.mean(axis=0)  # (Q,)
+    among_seeds = [(float(d.mean(axis=1).var(ddof=1)) / S, S - 1)] if S > 1 else []
+    means = _draws(rng, Q, resamples) @ mean / Q  # (R,)
+    error, freedom = combined([(means.var(), Q - 1), *among_seeds])
+    low, high = effect + np.array([-1, 1]) * t.ppf(upper, freedom) * error if S > 1 else np.quantile(means, [1 - upper, upper])
+    smallest = ((t.ppf(upper, freedom) + t.ppf(POWER, freedom)) if S > 1 else (norm.ppf(upper) + norm.ppf(POWER))) * error
 
     low_clustered = high_clustered = nan
     if G > 1:
-        sums = np.zeros((S, G))
-        np.add.at(sums.T, index, d.T)
         drawn = _draws(rng, G, resamples)  # (R, G)
-        means = np.einsum("rg,rg->r", seeds @ sums / S, drawn) / (drawn @ np.bincount(index))  # (R,)
-        error = means.std() * (G / (G - 1)) ** 0.5
-        reach = t.ppf(upper, G - 1) * error
+        means = drawn @ np.bincount(index, mean) / (drawn @ np.bincount(index))  # (R,)
+        error, freedom = combined([(means.var() * G / (G - 1), G - 1), *among_seeds])
+        reach = t.ppf(upper, freedom) * error
         low_clustered, high_clustered = effect - reach, effect + reach
-        smallest = max(smallest, (t.ppf(upper, G - 1) + t.ppf(POWER, G - 1)) * error)
+        smallest = max(smallest, (t.ppf(upper, freedom) + t.ppf(POWER, freedom)) * error)
     return Estimate(effect, float(low), float(high), float(low_clustered), float(high_clustered),
-                    permutation_p(d.mean(axis=0), resamples, seed), float(smallest), Q, G, S)
+                    permutation_p(mean, resamples, seed), float(smallest), Q, G, S)
+
+
+def combined(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The standard error of a sum of independent estimates, given as (variance, degrees of freedom) each, and its own
+    degrees of freedom (Satterthwaite 1946); (0, 1) where nothing varies."""
+    total = sum(variance for variance, _ in parts)
+    spread = sum(variance**2 / freedom for variance, freedom in parts if variance > 0)
+    return total**0.5, total**2 / spread if spread > 0 else 1.0
 
 
 def permutation_p(differences: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> float:
@@ -232,7 +244,7 @@ def estimates(table: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.Dat
                 found = estimate(*differences(group[with_it], f"{score}_own", f"{score}_{against}"), resamples)
                 contrast = f"own - {against}"
                 rows.append(dict(method=method, capacity=capacity, contrast=contrast, score=score, unit=unit,
-                                 **_scaled(found, 100 if score == "f1" else 1),
+                                 **found.scaled(100 if score == "f1" else 1),
                                  verdict=found.verdict if (contrast, score) == PRIMARY else ""))
     columns = ["method", "capacity", "contrast", "score", "unit", *Estimate.__dataclass_fields__, "verdict"]
     return pd.DataFrame(rows, columns=columns)
@@ -252,8 +264,8 @@ def breakdown(table: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.Dat
     """own - other (nats per token) by kind of question: method, capacity, kind, value, n, effect, low, high.
 
     ``table`` as in `estimates`, with lag, category, session_distance, evidence_count and answer_type. Intervals are
-    over questions (and seeds); a kind with fewer than two questions gets none. Many intervals are shown at once: one
-    in twenty misses by chance, so a kind alone is never a verdict.
+    over questions (and seeds); a kind with fewer than `FEW` gets none, since a bootstrap of so few is too short. Many
+    intervals are shown at once: one in twenty misses by chance, so a kind alone is never a verdict.
     """
     import pandas as pd
 
@@ -268,7 +280,7 @@ def breakdown(table: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.Dat
                 if d.shape[1] == 0:
                     continue
                 found = estimate(d, conversations, resamples)
-                low, high = (found.low, found.high) if found.n > 1 else (float("nan"), float("nan"))
+                low, high = (found.low, found.high) if found.n >= FEW else (float("nan"), float("nan"))
                 rows.append(dict(method=method, capacity=capacity, kind=kind, value=str(value), n=found.n,
                                  effect=found.effect, low=low, high=high))
     return pd.DataFrame(rows, columns=["method", "capacity", "kind", "value", "n", "effect", "low", "high"])
@@ -297,9 +309,10 @@ def question_kinds(table: pandas.DataFrame) -> dict[str, pandas.Series]:
 
 def noise_floor(table: pandas.DataFrame, resamples: int = 1000) -> pandas.DataFrame:
     """The published score beside what noise alone scores: method, capacity, seeds, n, retained_mean, noise_mean,
-    noise_high (95 % of simulations stay below), all in %, and delta_f1 (points, unclipped).
+    noise_high (95 % of simulations stay below), all in %, delta_f1 (points, unclipped), and retained_without_5 with its own
+    noise_high_without_5: the mean over questions that have an answer in the conversation.
 
-    Means over the seeds, of the scores as of the simulations. ``table`` as in `estimates`, with lag.
+    Means over the seeds, of the scores as of the simulations. ``table`` as in `estimates`, with lag and category.
     """
     import pandas as pd
 
@@ -310,9 +323,14 @@ def noise_floor(table: pandas.DataFrame, resamples: int = 1000) -> pandas.DataFr
                   for run in runs]
         null = np.mean([null_retained(run["lag"], run["f1_own"], run["f1_zero"], resamples, seed)
                         for seed, run in enumerate(runs)], axis=0)
+        answered = [(run["f1_own"] - run["f1_zero"])[run["category"] != 5].to_numpy() for run in runs]
+        signs = [np.random.default_rng([seed, 5]).choice([-1, 1], (resamples, len(d))) for seed, d in enumerate(answered)]
+        null_answered = np.mean([(sign * d).clip(0).mean(axis=1) for sign, d in zip(signs, answered, strict=True)], axis=0)
         rows.append(dict(method=method, capacity=capacity, seeds=len(runs), n=len(runs[0]), retained_mean=np.mean(scores),
                          noise_mean=null.mean(), noise_high=np.quantile(null, 1 - ALPHA),
-                         delta_f1=100 * (group["f1_own"] - group["f1_zero"]).mean()))
+                         delta_f1=100 * (group["f1_own"] - group["f1_zero"]).mean(),
+                         retained_without_5=100 * np.mean([d.clip(0).mean() for d in answered]),
+                         noise_high_without_5=100 * np.quantile(null_answered, 1 - ALPHA)))
     return pd.DataFrame(rows)
 
 
@@ -339,7 +357,9 @@ def turn_finding(turns: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.
 
     rows = []
     for (method, capacity), group in _by_method(turns.dropna(subset=["reciprocal_rank", "reciprocal_rank_others"])):
-        group = group.assign(none=0.0)
+        beside = group["reciprocal_rank_others"]
+        alike = np.isclose(beside, group["reciprocal_rank"], rtol=0, atol=1e-12)  # the same but for the order of a sum
+        group = group.assign(none=0.0, reciprocal_rank_others=beside.where(~alike, group["reciprocal_rank"]))
         mrr = estimate(*differences(group, "reciprocal_rank", "none"), resamples)
         beyond = estimate(*differences(group, "reciprocal_rank", "reciprocal_rank_others"), resamples)
         rows.append(dict(method=method, capacity=capacity, mrr=mrr.effect, mrr_low=mrr.low, mrr_high=mrr.high,
@@ -372,71 +392,37 @@ def retained_intervals(table: pandas.DataFrame, resamples: int = 1000, seed: int
     return pd.DataFrame(rows, columns=["method", "capacity", "lag", "n", "value", "low", "high"])
 
 
-def dichotomy(table: pandas.DataFrame, strong: Sequence[str], weak: Sequence[str],
-              resamples: int = RESAMPLES) -> pandas.DataFrame:
-    """Do the ``strong`` methods keep more than the ``weak``? Question by question, the mean over the ones minus the mean
-    over the others: capacity, score, unit, the fields of `Estimate`, and told: "yes", "the reverse" or `UNTOLD`.
-
-    Of F1 own - zero clipped at 0, as the published score has it before buckets and smoothing; of F1 own - zero; and of the
-    log-probability own - other. "yes" by the same rule as `RULE`: both intervals above 0, p below 0.05. A capacity at
-    which one of the methods was not run has no rows; only seeds that all of them were run with count. ``table`` as in
-    `estimates`.
-    """
-    import pandas as pd
-
-    scores = {"retained": ("points", 100, lambda t: (t["f1_own"] - t["f1_zero"]).clip(lower=0)),
-              "f1 own - zero": ("points", 100, lambda t: t["f1_own"] - t["f1_zero"]),
-              "logp own - other": ("nats per token", 1, lambda t: t["logp_own"] - t["logp_other"])}
-    sign = {**dict.fromkeys(strong, 1 / len(strong)), **dict.fromkeys(weak, -1 / len(weak))}
-    table, rows = table[table["method"].isin(sign)], []
-    for capacity, group in table.groupby("capacity"):
-        runs = group.groupby("seed")["method"].nunique()
-        group = group[group["seed"].isin(runs.index[runs == len(sign)])]
-        if group.empty:
-            continue
-        for score, (unit, scale, value) in scores.items():
-            part = group.assign(value=value(group) * group["method"].map(sign))
-            summed = part.groupby(["seed", "conversation", "number"], as_index=False)["value"].sum(min_count=len(sign))
-            found = estimate(*differences(summed.assign(none=0.0), "value", "none"), resamples)
-            told = {REMEMBERS: "yes", WORSE: "the reverse", UNTOLD: UNTOLD}[found.verdict]
-            rows.append(dict(capacity=capacity, score=score, unit=unit, **_scaled(found, scale), told=told))
-    return pd.DataFrame(rows, columns=["capacity", "score", "unit", *Estimate.__dataclass_fields__, "told"])
-
-
 def reference_points(questions: pandas.DataFrame, references: pandas.DataFrame,
                      resamples: int = RESAMPLES) -> pandas.DataFrame:
     """Quality against cost: a row for the frozen model, each text in its prompt, what was trained without memory, and
     each memory: reference, group, method, capacity, n, f1 (%) with low and high (over questions), locomo (%), logp (nats
-    per token), tokens (read per question), seconds (per question), bytes (kept per conversation).
+    per token), tokens (read per question), seconds (per question), bytes (kept per conversation), and f1_without_5 with
+    low_without_5 and high_without_5, of the questions that have an answer in the conversation.
 
     ``questions``: the runs' tables of questions, ``references`` those of `references.ask_references`.
     """
     import pandas as pd
 
-    def row(label, group, method, capacity, f1, part, locomo):
-        found = estimate(*f1, resamples)
+    def row(label, group, method, capacity, part, f1, locomo):
+        part = part.assign(none=0.0)
+        found, answered = (estimate(*differences(rows, f1, "none"), resamples) for rows in (part, part[part["category"] != 5]))
         return dict(reference=label, group=group, method=method, capacity=capacity, n=found.n, f1=100 * found.effect,
                     low=100 * found.low, high=100 * found.high, locomo=100 * part[locomo].mean(),
-                    **{name: part[name].mean() for name in ("logp", "tokens", "seconds", "bytes")})
+                    **{name: part[name].mean() for name in ("logp", "tokens", "seconds", "bytes")},
+                    f1_without_5=100 * answered.effect, low_without_5=100 * answered.low, high_without_5=100 * answered.high)
 
     rows, sizes = [], questions["capacity"].nunique()
     once = references.drop_duplicates(["reference", "conversation", "number"])  # no seed changes them
     for label, part in once.groupby("reference", sort=False):
-        f1 = part["f1"].to_numpy()[None], part["conversation"].to_numpy()
-        rows.append(row(label, "frozen" if label == "frozen" else "prompt", "", float("nan"), f1, part, "locomo"))
+        part = part.assign(seed=0)
+        rows.append(row(label, "frozen" if label == "frozen" else "prompt", "", float("nan"), part, "f1", "locomo"))
     for (method, capacity), part in _by_method(questions[questions["method"] != "baseline"]):
-        part = part.assign(none=0.0, logp=part["logp_own"])
+        part = part.assign(logp=part["logp_own"])
         name, kind = next(((method.removesuffix(s), s) for s in (FORMAT, LORA) if method.endswith(s)), (method, ""))
         size = f" {capacity}×" if sizes > 1 and kind != LORA else ""
         label = {FORMAT: f"{name}{size}, no memory to read", LORA: f"LoRA, as large as {name}"}.get(kind, f"{name}{size}")
-        rows.append(row(label, "trained without memory" if kind else "memory", method, capacity,
-                        differences(part, "f1_own", "none"), part, "locomo_own"))
+        rows.append(row(label, "trained without memory" if kind else "memory", method, capacity, part, "f1_own", "locomo_own"))
     return pd.DataFrame(rows)
-
-
-def _scaled(found: Estimate, scale: float) -> dict:
-    """An estimate's fields, those that have the differences' unit times ``scale``."""
-    return {k: v if k in ("p", "n", "conversations", "seeds") else scale * v for k, v in asdict(found).items()}
 
 
 def _by_method(table: pandas.DataFrame) -> Iterator[tuple[tuple[str, int], pandas.DataFrame]]:

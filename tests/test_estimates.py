@@ -58,6 +58,16 @@ def test_it_is_reproducible_and_seeds_widen_it():
     assert all_three.high - all_three.low > 2 * (one.high - one.low)
 
 
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_intervals_over_few_seeds_hold_the_truth_as_often_as_they_say(seeds):
+    """Seeds that move the result far more than questions do; drawing seeds with replacement held it in 79 % with three."""
+    rng = np.random.default_rng(6)
+    kind = dict(seeds=seeds, conversations=3, each=60, questions=0.03, across=0.01)
+    found = [estimate(*sample(rng, **kind), resamples=200, seed=i) for i in range(200)]
+    assert sum(e.low <= 0 <= e.high for e in found) >= 174
+    assert sum(e.low_clustered <= 0 <= e.high_clustered for e in found) >= 174
+
+
 @pytest.mark.parametrize("d, groups, message", [
     ([[1.0, np.nan]], ["a", "b"], "finite"), ([[1.0, 2.0]], ["a"], "conversation a question"), ([[]], [], "questions")])
 def test_what_cannot_be_estimated_is_told(d, groups, message):
@@ -184,7 +194,9 @@ def test_breakdown_holds_every_question_once_a_kind(table):
     parts = estimates.breakdown(table, resamples=200)
     assert set(parts["kind"]) == {"lag bucket", "category", "session distance", "evidence count", "answer type"}
     assert (parts.groupby(["method", "kind"])["n"].sum() == 180).all()
-    assert (parts["low"] <= parts["effect"]).all() and (parts["effect"] <= parts["high"]).all()
+    few = parts["n"] < estimates.FEW
+    assert few.any() and parts.loc[few, ["low", "high"]].isna().all(axis=None)
+    assert parts[~few].eval("low <= effect <= high").all()
     slot = parts[(parts["method"] == "slot") & (parts["kind"] == "lag bucket")]
     assert list(slot["value"]) == [b.label for b in metrics.LAG_BUCKETS]
     assert slot["effect"].between(0.2, 0.4).all()
@@ -209,6 +221,10 @@ def test_noise_floor_of_the_table(table):
     assert ((floor["noise_mean"] < floor["noise_high"]) & (floor["retained_mean"] < floor["noise_high"])).all()
     assert floor.loc["slot", ["seeds", "n"]].tolist() == [2, 180]
     winning = estimates.noise_floor(table.assign(f1_own=0.3), resamples=200)
+    fifth = table.assign(f1_own=lambda t: np.where(t["category"] == 5, 1.0, 0.2), f1_zero=0.2)  # right there alone
+    fifth = estimates.noise_floor(fifth, resamples=200)
+    assert (fifth["retained_mean"] > fifth["noise_high"]).all() and (fifth["retained_without_5"] == 0).all()
+    assert (winning["retained_without_5"] > winning["noise_high_without_5"]).all()
     assert (winning["retained_mean"] > winning["noise_high"]).all()
 
 
@@ -237,13 +253,15 @@ def test_reference_points_stand_beside_memories(table):
     cost = dict(tokens=80.0, seconds=0.1, bytes=1000.0, locomo_own=0.1)
     runs = pd.concat([table.assign(**cost), table[table["method"] == "slot"].assign(method="slot.lora", **cost),
                       table[table["method"] == "slot"].assign(method="baseline", **cost)])
-    asked = [dict(reference=name, conversation=c, number=i, f1=f1, locomo=f1, logp=-3.0, tokens=tokens, seconds=1.0, bytes=9.0)
+    asked = [dict(reference=name, conversation=c, number=i, category=1 + i % 5, f1=f1 or float(i % 5 == 4), locomo=f1,
+                  logp=-3.0, tokens=tokens, seconds=1.0, bytes=9.0)
              for name, f1, tokens in (("frozen", 0.0, 20), ("gold evidence", 0.5, 90)) for c in "abc" for i in range(10)]
     points = estimates.reference_points(runs, pd.concat([pd.DataFrame(asked)] * 2), resamples=200)  # one copy a seed
     points = points.set_index("reference")
     assert points["group"].to_dict() == {"frozen": "frozen", "gold evidence": "prompt", "slot": "memory",
                                          "gated": "memory", "LoRA, as large as slot": "trained without memory"}
     assert points.loc["gold evidence", ["n", "f1", "tokens"]].tolist() == [30, 50, 90]
+    assert points.loc["frozen", ["f1", "f1_without_5", "high_without_5"]].tolist() == [20, 0, 0]  # right on category 5 alone
     assert points.loc["slot", ["n", "f1", "tokens", "bytes"]].tolist() == [180, pytest.approx(20), 80, 1000]
 
 
@@ -314,23 +332,6 @@ def six_methods(gain, seeds=(42,), capacity=1, n=90):
                                           conversation=np.repeat(["a", "b", "c"], n // 3), lag=np.resize([1, 40, 300], n),
                                           f1_own=own, f1_zero=zero, logp_own=own, logp_other=zero)))
     return pd.concat(rows, ignore_index=True)
-
-
-@pytest.mark.parametrize("gain, told", [(0.15, "yes"), (0.0, UNTOLD), (-0.15, "the reverse")])
-def test_the_dichotomy_is_told_where_it_is(gain, told):
-    found = estimates.dichotomy(six_methods(gain), SIX[:3], SIX[3:]).set_index("score")
-    assert found.loc["f1 own - zero", "told"] == found.loc["logp own - other", "told"] == told
-    assert found.loc["f1 own - zero", "effect"] == pytest.approx(100 * gain, abs=2.5)
-    assert found.loc["logp own - other", "effect"] == pytest.approx(gain, abs=0.025)
-    assert found.loc["retained", "effect"] > 10 if gain > 0 else found.loc["retained", "effect"] <= 1  # it is clipped
-
-
-def test_a_dichotomy_wants_all_six_of_a_seed():
-    whole = six_methods(0.15, seeds=(42, 43))
-    part = whole[(whole["method"] != "slot") | (whole["seed"] == 42)]
-    assert set(estimates.dichotomy(whole, SIX[:3], SIX[3:])["seeds"]) == {2}
-    assert set(estimates.dichotomy(part, SIX[:3], SIX[3:])["seeds"]) == {1}
-    assert estimates.dichotomy(whole[whole["method"] != "slot"], SIX[:3], SIX[3:]).empty
 
 
 def test_retained_intervals_are_about_the_metrics_own_score():
