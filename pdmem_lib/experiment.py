@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import cards, locomo
-from .backbone import TINY_NAMES, Backbone, resolve_backbone
+from .backbone import TINY_NAMES, Backbone, resolve_backbone, use_bf16
 from .evaluation import Evaluation, EvaluateSettings, frozen_answers, sample_questions
 from .estimates import FORMAT, LORA
 from .files import atomic_path, file_checksum, load_json, save_json
@@ -374,6 +374,8 @@ def run_record(experiment: Experiment, model: MemoryModel, data: Data, seconds: 
                          "answered": list(experiment.evaluate_settings.answered)},
                      "train_conversations": [c.id for c in data.train],
                      "test_conversations": [c.id for c in data.test]},
+        "precision": {name: "bfloat16" if use_bf16(settings.autocast, model.frozen.device) else "float32"  # what "auto" was
+                      for name, settings in (("train", experiment.train_settings), ("evaluate", experiment.evaluate_settings))},
         "trainable_parameters": model.num_trainable,
         **circumstances(model.frozen, seconds),
     }
