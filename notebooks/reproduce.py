@@ -46,41 +46,51 @@ def main():
     parser.add_argument("--profile", default="", help="where runs are made: slurm, kubernetes, or a folder with a config.yaml")
     asked = parser.parse_args()
     runs = Path(asked.runs or "data/runs")
+    if runs.exists() and not runs.is_dir():
+        sys.exit(f"{runs} is a file: --runs names a folder.")
     runs.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with open(runs / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system however this process ends
         except BlockingIOError:
-            sys.exit(f"Another pipeline is at work in {runs}: wait for it, stop it, or give this one another --runs.")
+            sys.exit(f"Another pipeline is at work in {runs}: wait for it, or stop it.")
+        mark = mark_of(runs)
         try:
-            end_leftovers()
-            return pipeline(asked)
-        except KeyboardInterrupt:
-            end_leftovers()
-            print("Stopped. The same command goes on where this one stopped.", file=sys.stderr)
-            return 130
+            end_leftovers(mark)
+            return pipeline(asked, mark)
+        except (KeyboardInterrupt, BrokenPipeError) as stopped:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed twice it would leave what this ends
+            end_leftovers(mark)
+            with suppress(BrokenPipeError):
+                print("Stopped. The same command goes on where this one stopped.", file=sys.stderr)
+            if isinstance(stopped, KeyboardInterrupt):
+                return 130
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads it: no more complaints at exit
+            return 141
 
 
-def pipeline(asked):
+def pipeline(asked, mark):
     settings = {key: value for key, value in vars(asked).items() if value and key not in ("cores", "profile")}
     found = resolve(asked)
     settings |= {"backbone": found["backbone"], "data": found["data"]}
     print(" · ".join(found["why"]), flush=True)
 
     command = [sys.executable, "-m", "snakemake", "-s", str(SNAKEFILE), *(elsewhere(asked) if asked.profile else here(asked, found))]
-    config = ["--config", *(f"{key}={value}" for key, value in settings.items())]
+    chosen = Path(asked.runs or "data/runs") / ".asked.json"  # not as --config, which reads a name as YAML
+    chosen.write_text(json.dumps(settings))
+    config = ["--configfile", str(chosen)]
     if any(Path(".snakemake/locks").glob("*")):
         refuse_if_another_snakemake()
         subprocess.run([*command, "--unlock", *config], capture_output=True, check=False)
     if found["preset"] not in TAKE_MINUTES and not asked.profile:  # it measures this machine
         what = {key: found[key] for key in ("backbone", "data", "preset")}
-        foretell(command, config, what | {"cores": command[-1], "threads": asked.threads})
+        foretell(command, config, what | {"cores": command[-1], "threads": asked.threads}, mark)
     command += ["--keep-going", "--rerun-incomplete", "--quiet", "reason", "host"]
     command += [] if asked.profile else ["rules", "progress"]  # jobs elsewhere are heard of through Snakemake alone
-    code, figures, failures = follow([*command, *config], Told() if asked.profile else None)
+    code, figures, failures = follow([*command, *config], mark, Told() if asked.profile else None)
     if code and figures and any(Path(figures["runs"]).glob("*/record.json")):
-        *_, more = follow([*command, *config, "existing=true"], Told() if asked.profile else None)
+        *_, more = follow([*command, *config, "--config", "existing=true"], mark, Told() if asked.profile else None)
         failures += [line for line in more if line not in failures]
     if figures:
         show_table(figures)
@@ -107,11 +117,11 @@ def elsewhere(asked):
     if asked.cores:
         options += ["--jobs", str(asked.cores)]
     if yaml.safe_load((folder / "config.yaml").read_text()).get("executor") == "slurm":
-        options += ["--slurm-jobname-prefix", mark_of_jobs()]
+        options += ["--slurm-jobname-prefix", mark_of_jobs(mark_of(Path(asked.runs or "data/runs")))]
     return options
 
 
-def foretell(command, config, settings):
+def foretell(command, config, settings, mark):
     """Print how long the runs that Snakemake would make now will take; measures for minutes. An error stops nothing."""
     dry = subprocess.run([*command, "--dry-run", *config], capture_output=True, text=True, check=False)
     said = dry.stdout + dry.stderr
@@ -121,14 +131,14 @@ def foretell(command, config, settings):
         settings = settings | {"folder": json.loads(re.search(r"^results (.*)$", said, flags=re.MULTILINE)[1])["runs"]}
         given = [f"--{key}={value}" for key, value in settings.items() if value]
         subprocess.run([sys.executable, "-m", "pdmem_lib", "foretell", f"--runs={runs}", *given], check=False,
-                       env=os.environ | {MARK: os.getcwd()})
+                       stdin=subprocess.DEVNULL, env=os.environ | {MARK: mark})
 
 
 def resolve(asked):
     """What "auto" stands for on this machine, once, so that one pipeline never changes its mind half-way."""
     given = [f"--{key}={vars(asked)[key]}" for key in ("backbone", "data", "preset") if vars(asked)[key]]
     command = [sys.executable, "-m", "pdmem_lib", "resolve", *given]
-    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    answer = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
     if answer.returncode:
         sys.exit(answer.returncode)  # its error is on the screen
     return json.loads(answer.stdout.strip().splitlines()[-1]) | {"preset": asked.preset or "quick"}
@@ -164,13 +174,13 @@ class Told:
             return word, rest
 
 
-def follow(command, told=None):
+def follow(command, mark, told=None):
     """Run Snakemake and tell its story in one line an event; returns exit code, where results are, failed runs."""
     begin = time.monotonic()
-    environment = os.environ | {MARK: os.getcwd(), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {MARK: mark, "PYTHONUNBUFFERED": "1"}
     if not sys.stderr.isatty():
         environment.setdefault("TQDM_MININTERVAL", "30")  # a log file wants few lines from the progress bars
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     total, done, started, first, results, failures, in_error = 0, 0, {}, begin, {}, [], False
     for line in io.TextIOWrapper(process.stdout, "utf-8", "replace", newline=""):  # ends in \n, a progress bar's in \r
         word, rest = (told.read(line.rstrip()) or ("described", "")) if told else line.strip().partition(" ")[::2]
@@ -215,8 +225,11 @@ def show_table(results):
     table, notebook = Path(results["figures"]) / "summary.csv", Path(results["runs"]) / "report.ipynb"
     if not table.exists():
         return
+    if not Path(results["runs"], "reported.json").exists():
+        print(f"\nNo report was made: what lies in {results['figures']}/ is an earlier one.", flush=True)
+        return
     printed = []
-    if notebook.exists():
+    with suppress(OSError, ValueError, KeyError):  # half a notebook: the table says it too
         cells = json.loads(notebook.read_text())["cells"]
         outputs = [out for cell in cells if "table" in cell["metadata"].get("tags", []) for out in cell["outputs"]]
         printed = ["".join(output["text"]) for output in outputs if output["output_type"] == "stream"]
@@ -224,23 +237,28 @@ def show_table(results):
     print(f"\nTable and figures: {results['figures']}/ · runs and their records: {results['runs']}/", flush=True)
 
 
-def end_leftovers():
-    """End what an earlier, killed pipeline left running in this folder (and what this one leaves when interrupted)."""
-    leftovers = [process for process in processes() if environment_of(process).get(MARK) == os.getcwd()]
+def mark_of(runs):
+    """What tells a pipeline's processes from those of another: the folder it was started in, and that of its runs."""
+    return f"{os.getcwd()} {runs.resolve()}"
+
+
+def end_leftovers(mark):
+    """End what an earlier, killed pipeline of this mark left running (and what this one leaves when interrupted)."""
+    leftovers = [process for process in processes() if environment_of(process).get(MARK) == mark]
     for process in leftovers:
         process.terminate()
     for process in psutil.wait_procs(leftovers, timeout=5)[1]:
         process.kill()
     psutil.wait_procs(leftovers, timeout=5)
     if shutil.which("squeue"):
-        cancel_jobs()
+        cancel_jobs(mark)
 
 
-def cancel_jobs():
+def cancel_jobs(mark):
     """The same for jobs in Slurm's queue, which its controller starts though nobody waits for them."""
     def queued():
         said = subprocess.run(["squeue", "--me", "--noheader", "--format=%i %j"], capture_output=True, text=True, timeout=60)
-        return [line.split()[0] for line in said.stdout.splitlines() if line.split()[1].startswith(mark_of_jobs())]
+        return [line.split()[0] for line in said.stdout.splitlines() if line.split()[1].startswith(mark_of_jobs(mark))]
 
     with suppress(subprocess.TimeoutExpired):  # no controller answers: then Snakemake says so, if it needs one
         end = time.monotonic() + 60
@@ -249,14 +267,16 @@ def cancel_jobs():
             time.sleep(1)
 
 
-def mark_of_jobs():
-    """What the names of this folder's jobs begin with."""
-    return "pdmem-" + hashlib.sha256(os.getcwd().encode()).hexdigest()[:8]
+def mark_of_jobs(mark):
+    """What the names of its jobs begin with."""
+    return "pdmem-" + hashlib.sha256(mark.encode()).hexdigest()[:8]
 
 
 def refuse_if_another_snakemake():
     for process in processes():
-        if any(part.endswith("snakemake") for part in process.cmdline()) and process.cwd() == os.getcwd():
+        with suppress(psutil.Error):  # it ended, or is somebody else's
+            if not any(part.endswith("snakemake") for part in process.cmdline()) or process.cwd() != os.getcwd():
+                continue
             sys.exit(f"Another Snakemake (process {process.pid}) is at work in this folder: wait for it or stop it.")
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from . import seam
 from .files import atomic_path, cache_folder, require_sealed, seal
+from .locomo import texts_of
 
 log = logging.getLogger(__name__)
 
@@ -174,8 +175,9 @@ class Backbone:
 
         Runs length-sorted batches of about ``batch_tokens`` tokens (None: 1,024 on a CPU, 32,768 on a GPU); a bar shows
         after three seconds. A text longer than the context window is split into windows that are encoded one by one and
-        joined, and said in a warning. An empty text is a ValueError.
+        joined, and said in a warning. An empty text is a ValueError. One text stands for a list of one.
         """
+        texts = texts_of(texts)
         windows: list[tuple[int, list[int]]] = []
         split = 0
         for i, text in enumerate(texts):

@@ -94,6 +94,8 @@ def _shown(text: str) -> str:
 
 def stdin_lines() -> Iterator[str]:
     """Lines as they are typed, with a prompt and a history on a terminal, or as a pipe brings them."""
+    if sys.stdin is None:  # closed by whoever started this
+        return
     typed = sys.stdin.isatty()
     if typed:
         import readline  # noqa: F401 - gives input() its editing and history

@@ -331,7 +331,8 @@ def noise_floor(table: pandas.DataFrame, resamples: int = 1000) -> pandas.DataFr
                          delta_f1=100 * (group["f1_own"] - group["f1_zero"]).mean(),
                          retained_without_5=100 * np.mean([d.clip(0).mean() for d in answered]),
                          noise_high_without_5=100 * np.quantile(null_answered, 1 - ALPHA)))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["method", "capacity", "seeds", "n", "retained_mean", "noise_mean", "noise_high",
+                                       "delta_f1", "retained_without_5", "noise_high_without_5"])
 
 
 def controls(table: pandas.DataFrame) -> pandas.DataFrame:

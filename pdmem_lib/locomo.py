@@ -201,7 +201,8 @@ def _read(path: Path) -> bytes:
 
 def _read_official(path: Path) -> bytes:
     content = _read(path)
-    mend = "replace it by the official file, or delete it and unset PDMEM_LOCOMO to have it downloaded"
+    mend = ("PDMEM_LOCOMO stands for the official file alone; give another by its path, load_locomo(path) or DATA=path"
+            if os.environ.get("PDMEM_LOCOMO") else "delete it, and it is downloaded again")
     if len(content) != LOCOMO_BYTES:
         raise ValueError(f"{path} has {len(content):,} bytes, locomo10.json has {LOCOMO_BYTES:,}: {mend}.")
     if (found := hashlib.sha256(content).hexdigest()) != LOCOMO_SHA256:
@@ -216,6 +217,8 @@ def parse(records: list[dict]) -> list[Conversation]:
     """Conversations from LoCoMo-format dicts; ValueError names the conversation and the turn or question at fault."""
     if not isinstance(records, list):
         raise ValueError(f"LoCoMo data is a list of conversations, not {type(records).__name__}: put it into a list.")
+    if not records:
+        raise ValueError("this LoCoMo data holds no conversation: give at least one.")
     conversations = [_parse_conversation(record, f"conversation number {n}") for n, record in enumerate(records, 1)]
     _refuse_repeats([conversation.id for conversation in conversations], "the data", "sample_id")
     return conversations

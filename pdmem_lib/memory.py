@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import methods, persistence, seam
-from .backbone import Backbone, load_backbone, required, slow_bar
+from .backbone import TINY_NAMES, Backbone, load_backbone, required, slow_bar
 from .decoding import greedy_lines, positions_of
 from .locomo import Turn, texts_of
 from .methods import Inputs, MemorySettings, State
@@ -40,7 +40,12 @@ class AnswerScore:
 
 
 class MemoryModel:
-    """A frozen ``backbone`` with memory ``method`` at ``capacity`` (1 or 10); keywords as in `MemorySettings`."""
+    """A frozen ``backbone`` with memory ``method`` at ``capacity`` (1 or 10) and the random maps of ``seed``.
+
+    Further keywords as in `MemorySettings`: num_entries, d_h, top_k, gamma, read_gate, read_norm; one that is unknown or
+    does not fit is a ValueError. Wherever a ``memory`` is asked for, "own" is the state as it stands, "zero" zeros in its
+    place, "off" the frozen model, and a dict of tensors such as ``model.state`` is another one's.
+    """
 
     def __init__(self, backbone: Backbone, method: str = "slot", capacity: int = 1, seed: int = 42, **overrides):
         self.backbone = required(backbone)
@@ -91,8 +96,10 @@ class MemoryModel:
     @torch.inference_mode(False)  # a state made in inference mode can be trained on later
     def checked(self, state: State) -> State:
         """``state`` on this model's device, or a ValueError that names what does not fit."""
-        if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+        if not isinstance(state, Mapping):
             raise ValueError(f"this state is a {type(state).__name__}: give a dict of tensors, as model.state is")
+        if other := [f"{name!r} is a {type(t).__name__}" for name, t in state.items() if not isinstance(t, Tensor)]:
+            raise ValueError(f"in this state {', '.join(other)}: give a dict of tensors, as model.state is")
         expected = {name: tuple(t.shape) for name, t in self.adapter.initial_state().items()}
         given = {name: tuple(t.shape) for name, t in state.items()}
         if given != expected:
@@ -119,8 +126,16 @@ class MemoryModel:
     @torch.inference_mode(False)
     @torch.no_grad()
     def write_hidden(self, hidden: Sequence[Tensor]) -> State:
-        """Write turns given by their final hidden states, (T_i, d) each; returns the new state."""
+        """Write turns given by their final hidden states, (T_i, d) each; returns the new state.
+
+        ValueError for what is no such list, or not finite; the turns before it stay written.
+        """
+        if not isinstance(hidden, Iterable) or isinstance(hidden, (Mapping, str)):
+            raise ValueError(f"a {type(hidden).__name__} holds no hidden states: give a list of them, as backbone.encode does")
         for H in hidden:
+            if not isinstance(H, Tensor) or not H.isfinite().all():
+                what = "holds numbers that are not finite" if isinstance(H, Tensor) else f"is a {type(H).__name__}"
+                raise ValueError(f"a turn's hidden states are a tensor (T, d), this one {what}")
             self._state = self.adapter.write(self._state, H.to(self.backbone.device, torch.float32))
         return self._state
 
@@ -392,9 +407,11 @@ class MemoryModel:
         config = persistence.read_config(folder)
         backbone = load_backbone(config.backbone) if backbone is None else required(backbone)
         if backbone.fingerprint != config.backbone_fingerprint:
+            seed = ", seed=the one it was made with" if config.backbone in TINY_NAMES else ""
             raise ValueError(f"{folder} was trained on {config.backbone} (fingerprint "
                              f"{config.backbone_fingerprint[:12]}), not on this {backbone.name} "
-                             f"({backbone.fingerprint[:12]}): load it with its own backbone")
+                             f"({backbone.fingerprint[:12]}): load it with its own backbone, from_pretrained(folder, "
+                             f"load_backbone({config.backbone!r}{seed}))")
         model = cls(backbone, **asdict(config.settings))
         persistence.load_weights(model, folder, config)
         return model

@@ -35,7 +35,7 @@ class MemorySettings(Settings):
     seed: int = 42
     num_entries: int | None = None  # n_P or S
     d_h: int | None = None  # width of the Hebbian matrix
-    top_k: int = 8  # slots written per turn
+    top_k: int | None = None  # slots written per turn; 8, or all where there are fewer
     gamma: float = 0.95  # decay per write
     read_gate: bool = True
     read_norm: bool = True
@@ -51,10 +51,13 @@ class MemorySettings(Settings):
             object.__setattr__(self, "d_h", {1: 256, 10: 810}[self.capacity])
         if min(self.num_entries, self.d_h) < 1:
             raise ValueError("num_entries and d_h must be at least 1")
+        if self.top_k is None:
+            object.__setattr__(self, "top_k", min(8, self.num_entries))
         if not 0.0 <= self.gamma <= 1.0:
             raise ValueError(f"gamma is a decay and must lie in [0, 1], got {self.gamma}")
         if self.method == "slot" and not 1 <= self.top_k <= self.num_entries:
-            raise ValueError(f"top_k must lie between 1 and num_entries={self.num_entries}, got {self.top_k}")
+            raise ValueError(f"top_k must lie between 1 and num_entries={self.num_entries}, got {self.top_k}: write fewer "
+                             "slots a turn, or keep more")
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,10 @@ def inject(model: nn.Module, injection: Injection, trains: bool | None = None) -
         for layer, block in enumerate(blocks(model)):
             beside[block] = beside[attention_of(block)] = _Beside(injection, layer)
     elif injection is not None:
+        found = getattr(getattr(model, "config", None), "_attn_implementation", IMPLEMENTATION)
+        if found != IMPLEMENTATION:  # transformers would call another function, and nothing would be read
+            raise RuntimeError(f"the backbone's attention was set to {found!r}, which reads no memory: set it back with "
+                               f"model.set_attn_implementation({IMPLEMENTATION!r})")
         per_block = dict(zip(map(attention_of, blocks(model)), injection, strict=True))
     active, branches = _set_for(_ACTIVE, model, per_block), _set_for(_BESIDE, model, beside)
     trained = _TRAINS.set(injection is not None if trains is None else trains)

@@ -34,16 +34,27 @@ def _as_it_stands(rule: Callable) -> Callable:
 
 def _require_shapes(H: Tensor, state: Tensor, width: int | None = None, **maps: Tensor) -> None:
     """H (T, d), the state two-dimensional and, with ``width`` None, as wide as H; each map (d, width), width None: d."""
+    for name, given in {"the state": state, "H": H, **maps}.items():
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{name} is a {type(given).__name__}: a write takes tensors")
     if H.ndim != 2 or H.shape[0] == 0:
-        raise ValueError(f"a write needs hidden states of shape (T, d) with T >= 1, got {tuple(H.shape)}: skip empty turns")
+        mend = "skip empty turns" if H.ndim == 2 else "write one turn at a time"
+        raise ValueError(f"a write needs hidden states of shape (T, d) with T >= 1, got {tuple(H.shape)}: {mend}")
+    if width is not None and (state.ndim != 2 or state.shape[0] != state.shape[1]):
+        raise ValueError(f"a Hebbian state is a square matrix (dh, dh), this one has shape {tuple(state.shape)}")
     d = H.shape[1]
     wide = d if width is None else width
-    if state.ndim != 2 or state.shape[1] != wide or width is not None and state.shape[0] != width:
+    if state.ndim != 2 or state.shape[1] != wide:
         raise ValueError(f"hidden states of shape {tuple(H.shape)} cannot be written into a state of shape "
-                         f"{tuple(state.shape)}: give one that is {wide} wide")
+                         f"{tuple(state.shape)}: the two must be equally wide")
     for name, W in maps.items():
         if W.shape != (d, wide):
             raise ValueError(f"{name} has shape {tuple(W.shape)}, and hidden states of shape {tuple(H.shape)} need {(d, wide)}")
+
+
+def _require_decay(gamma: float) -> None:
+    if not isinstance(gamma, (int, float)) or not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must be a number from 0 (all is forgotten) to 1 (nothing is), got {gamma!r}")
 
 
 @_as_it_stands
@@ -53,6 +64,7 @@ def attention_coupled(
 ) -> Float[Tensor, "M d"]:
     """``A = softmax(H W_Q (P W_K)^T / sqrt(d))`` over the M rows; ``P <- gamma P + A^T (H W_V)`` (M.1 M.2 M.3 M.5 [C])."""
     _require_shapes(H, P, W_Q=W_Q, W_K=W_K, W_V=W_V)
+    _require_decay(gamma)
     return gamma * P + attention_coupled_weights(P, H, W_Q, W_K).T @ (H @ W_V)  # (M, d)
 
 
@@ -84,7 +96,8 @@ def hebbian_decay(
 
 
 def _hebbian_unbounded(M: Tensor, H: Tensor, W_K: Tensor, W_V: Tensor, gamma: float) -> Tensor:
-    _require_shapes(H, M, M.shape[-1] if M.ndim else 0, W_K=W_K, W_V=W_V)
+    _require_shapes(H, M, M.shape[-1] if isinstance(M, Tensor) and M.ndim else 0, W_K=W_K, W_V=W_V)
+    _require_decay(gamma)
     return gamma * M + (H @ W_K).T @ (H @ W_V) / H.shape[0]  # (dh, dh)
 
 
@@ -96,6 +109,7 @@ def sparse_slots(
     """``z = mean(H)``, ``a = softmax(z W_a P^T / sqrt(d))``; only the ``top_k`` slots of largest ``a`` change, to
     ``gamma P[s] + (1 - gamma) z W_u`` (M.6 [C]). ``top_k`` above S is an error."""
     _require_shapes(H, P, W_a=W_a, W_u=W_u)
+    _require_decay(gamma)
     slots = sparse_slot_choice(P, H, W_a, top_k)  # (top_k,)
     new = P.clone()
     new[slots] = gamma * P[slots] + (1 - gamma) * (H.mean(dim=0) @ W_u)
@@ -108,8 +122,8 @@ def sparse_slot_choice(
 ) -> Int[Tensor, "top_k"]:
     """The slots that `sparse_slots` changes: those of largest address weight, best first."""
     _require_shapes(H, P, W_a=W_a)
-    if not 1 <= top_k <= P.shape[0]:
-        raise ValueError(f"top_k must lie between 1 and the {P.shape[0]} slots, got {top_k}")
+    if not isinstance(top_k, int) or not 1 <= top_k <= P.shape[0]:
+        raise ValueError(f"top_k must be a whole number between 1 and the {P.shape[0]} slots, got {top_k!r}")
     return sparse_slot_weights(P, H.mean(dim=0), W_a).topk(top_k).indices  # (top_k,)
 
 

@@ -308,8 +308,8 @@ def test_unusable_cache_folder(tmp_path, monkeypatch, host):
 
 @pytest.mark.parametrize("place", ["PDMEM_LOCOMO", "cache"])
 @pytest.mark.parametrize(("content", "words"), [
-    (STAND_IN[:-9], f"has {len(STAND_IN) - 9:,} bytes, locomo10.json has {len(STAND_IN):,}: replace it"),
-    (STAND_IN.replace(b"Oslo", b"Rome"), "has sha256 [0-9a-f]{64}, locomo10.json has [0-9a-f]{64}: replace it"),
+    (STAND_IN[:-9], f"has {len(STAND_IN) - 9:,} bytes, locomo10.json has {len(STAND_IN):,}: "),
+    (STAND_IN.replace(b"Oslo", b"Rome"), "has sha256 [0-9a-f]{64}, locomo10.json has [0-9a-f]{64}: "),
     (b"", "has 0 bytes"),
 ])
 def test_local_copy_must_be_the_official_file(cache, host, tmp_path, monkeypatch, place, content, words):
@@ -317,8 +317,10 @@ def test_local_copy_must_be_the_official_file(cache, host, tmp_path, monkeypatch
     copy_.write_bytes(content)
     if place == "PDMEM_LOCOMO":
         monkeypatch.setenv("PDMEM_LOCOMO", str(copy_))
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as refused:
         locomo.load_locomo()
+    mend = {"PDMEM_LOCOMO": "give another by its path, load_locomo(path)", "cache": "delete it, and it is downloaded again"}
+    assert mend[place] in str(refused.value)  # never to delete what is the user's own
     available, why = locomo.locomo_available()
     assert not available and re.search(words, why)
     assert host.requests == 0 and copy_.read_bytes() == content

@@ -257,3 +257,85 @@ def test_the_command_line_names_the_option(capsys, tmp_path):
                                    ("banks", "--out", str(tmp_path / "no" / "table.csv"))]:
         assert main([command, *asked, option, value]) == 1
         assert option in capsys.readouterr().err
+
+
+def test_few_entries_want_no_further_setting(tiny):
+    for method in pdmem.METHODS:
+        m = pdmem.MemoryModel(tiny, method, num_entries=4)
+        assert all(t.isfinite().all() for t in m.write(TURNS).values())
+    assert pdmem.MemoryModel(tiny, "slot", num_entries=4).settings.top_k == 4
+    assert pdmem.MemoryModel(tiny, "slot").settings.top_k == 8
+    with pytest.raises(ValueError, match="top_k must lie between 1 and num_entries=4, got 8: write fewer"):
+        pdmem.MemoryModel(tiny, "slot", num_entries=4, top_k=8)
+
+
+def test_attention_that_reads_no_memory_is_not_taken_for_a_memory_that_says_nothing():
+    backbone = pdmem.load_backbone("tiny-gpt2", seed=9)
+    m = pdmem.MemoryModel(backbone, "slot")
+    m.write(TURNS)
+    backbone.model.set_attn_implementation("eager")
+    with pytest.raises(RuntimeError, match="'eager', which reads no memory: .*set_attn_implementation.'pdmem'"):
+        m.logits("hi")
+    m.logits("hi", memory="off")
+    backbone.model.set_attn_implementation("pdmem")
+    m.logits("hi")
+
+
+def test_another_tiny_backbone_is_named_with_its_seed(tmp_path):
+    pdmem.MemoryModel(pdmem.load_backbone("tiny-gpt2", seed=5), "slot").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="load_backbone.'tiny-gpt2', seed=the one"):
+        pdmem.MemoryModel.from_pretrained(tmp_path)
+    pdmem.MemoryModel.from_pretrained(tmp_path, pdmem.load_backbone("tiny-gpt2", seed=5))
+
+
+@pytest.mark.parametrize("hidden, message", [
+    (None, "holds no hidden states"), ("hi", "holds no hidden states"), (["hi"], "is a str"),
+    ([torch.full((2, 16), float("nan"))], "not finite")])
+def test_hidden_states_are_finite_tensors(model, hidden, message):
+    m = model("slot")
+    before = m.state["P"].clone()
+    with pytest.raises(ValueError, match=message):
+        m.write_hidden(hidden)
+    assert torch.equal(m.state["P"], before)
+
+
+def test_a_state_of_other_things_names_them(model):
+    with pytest.raises(ValueError, match="'P' is a ndarray"):
+        model("slot").state = {"P": np.zeros((64, 16))}
+
+
+WRITES = """
+import torch
+from pdmem_lib import write
+H, W = torch.randn(3, 4), torch.eye(4)
+for said, rule in {
+    "square matrix": lambda: write.hebbian(torch.zeros(3, 4), H, W, W, 0.9),
+    "equally wide": lambda: write.attention_coupled(torch.zeros(2, 5), H, W, W, W, 0.9),
+    "one turn at a time": lambda: write.attention_coupled(torch.zeros(2, 4), H[None], W, W, W, 0.9),
+    "H is a list": lambda: write.attention_coupled(torch.zeros(2, 4), [[1.0]], W, W, W, 0.9),
+    "got -0.1": lambda: write.sparse_slots(torch.zeros(2, 4), H, W, W, -0.1, 1),
+    "got 1.5": lambda: write.hebbian(W, H, W, W, 1.5),
+    "got nan": lambda: write.attention_coupled(torch.zeros(2, 4), H, W, W, W, float("nan")),
+    "got None": lambda: write.sparse_slots(torch.zeros(2, 4), H, W, W, None, 1),
+    "whole number": lambda: write.sparse_slots(torch.zeros(2, 4), H, W, W, 0.9, 1.0),
+}.items():
+    try:
+        rule()
+    except ValueError as error:
+        assert said in str(error), (said, error)
+    else:
+        raise SystemExit(f"nothing was refused: {said}")
+"""
+
+
+def test_pure_writes_say_what_does_not_fit():
+    """In a process without the annotations' checks, which only tests have."""
+    subprocess.run([sys.executable, "-c", WRITES], check=True)
+
+
+def test_one_text_or_an_iterator_of_texts_is_encoded_and_nothing_else(tiny):
+    [alone] = tiny.encode("Ann: hi")
+    assert torch.equal(alone, tiny.encode(["Ann: hi"])[0])
+    assert len(tiny.encode(iter(TURNS))) == 2
+    with pytest.raises(ValueError, match="NoneType"):
+        tiny.encode(None)

@@ -6,6 +6,7 @@ seconds; the last one runs the real smoke preset from end to end.
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -116,12 +117,13 @@ def test_dry_run_lists_exactly_the_runs_of_the_preset_or_those_asked_for(workpla
         ("capacities", "2", "10"),
         ("preset", "huge", "smoke"),
         ("typo", 1, "seeds"),
+        ("keep", "yes", "1 ("),
     ],
 )
 def test_unknown_settings_are_refused_with_the_known_ones(workplace, key, value, known):
     result = snakemake("--dry-run", **{key: value})
     assert result.returncode != 0
-    message = next(line for line in (result.stdout + result.stderr).splitlines() if line.startswith("Unknown"))
+    message = next(line for line in (result.stdout + result.stderr).splitlines() if line.startswith(("Unknown", "keep")))
     assert known in message
 
 
@@ -195,6 +197,90 @@ def test_a_run_that_is_not_there_is_made_whatever_else_is(workplace):
     shutil.rmtree(".snakemake")
     assert planned(methods="slot,gated,M.1") == {("slot", 1, 42), ("prefix", 1, 42)}
     assert planned(methods="gated") == set()
+
+
+def test_what_a_run_was_made_of_is_known_in_another_clone_too(workplace):
+    """Without Snakemake's notes, which lie in the folder where it was called."""
+    assert snakemake(methods="slot,gated").returncode == 0
+    template = nbformat.read("run.ipynb", as_version=4)
+    template.cells[1].source += "\nchanged = True"
+    nbformat.write(template, "run.ipynb")
+    shutil.rmtree(".snakemake")
+    assert planned(methods="slot") == {("slot", 1, 42)}
+    assert snakemake(methods="slot").returncode == 0
+    assert planned(methods="slot,gated") == {("gated", 1, 42)}
+
+
+@pytest.mark.parametrize("damage", ["record", "table"])
+def test_a_damaged_run_is_made_again(workplace, damage):
+    assert snakemake(methods="slot").returncode == 0
+    folder = workplace / "data/runs/smoke-tiny-gpt2-synthetic/slot-1x-seed42"
+    if damage == "record":
+        (folder / "record.json").write_text("{half")
+    else:
+        (folder / "per_question.parquet").unlink()
+    assert planned(methods="slot") == {("slot", 1, 42)}
+    assert snakemake(methods="slot").returncode == 0
+    assert json.loads((folder / "record.json").read_text())["method"] == "slot" and planned(methods="slot") == set()
+
+
+def test_a_backbones_folder_that_changed_makes_its_runs_start_again(workplace):
+    backbone = workplace / "bb"
+    backbone.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (backbone / name).write_text("one")
+    assert planned(methods="slot", backbone="bb") == {("slot", 1, 42)}
+    first = encoded_as(backbone="bb")
+    (backbone / "model.safetensors").write_text("two")
+    assert encoded_as(backbone="bb") != first
+    (backbone / "model.safetensors").write_text("one")
+    assert encoded_as(backbone="bb") == first
+
+
+def encoded_as(**settings):
+    """The name of the file that says what the runs would rest on."""
+    result = snakemake("--dry-run", methods="slot", **settings)
+    return re.search(r"encoded-[0-9a-f]{16}", result.stdout + result.stderr)[0]
+
+
+def test_one_seed_is_one_run_however_it_is_written(workplace):
+    assert planned(methods="slot", seeds="42,042") == {("slot", 1, 42)}
+
+
+@pytest.mark.slow
+def test_a_second_pipeline_does_not_end_the_first(workplace, monkeypatch):
+    monkeypatch.setenv("STUB_SECONDS", "5")
+    first = subprocess.Popen(reproduce(methods="slot", runs="one"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(Path(".snakemake/locks").glob("*")))
+    second = finish(reproduce(methods="gated", runs="two"))
+    said, errors = first.communicate(timeout=120)
+    assert first.returncode == 0, errors
+    assert set(records("one")) == {"slot-1x-seed42"} and "slot-1x-seed42 finished" in said
+    assert second.returncode == 0 or "is at work in this folder" in second.stderr
+
+
+@pytest.mark.slow
+def test_nobody_elses_table_is_shown_for_runs_that_failed(workplace, monkeypatch):
+    table = workplace / "figures" / "smoke-tiny-gpt2-synthetic" / "summary.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text("run\nsomebody-elses")
+    monkeypatch.setenv("STUB_FAILS", "slot")
+    failed = finish(reproduce(methods="slot"))
+    assert failed.returncode == 1 and "somebody-elses" not in failed.stdout
+    assert "No report was made" in failed.stdout and "slot was told to fail" in failed.stderr
+
+
+@pytest.mark.slow
+def test_names_of_all_kinds_and_half_a_report_stop_nothing(workplace):
+    names = {"runs": "2024", "figures": "it's: figures"}
+    command = reproduce(methods="slot", **names)
+    made = subprocess.run(command, capture_output=True, text=True, timeout=600, stdin=None, preexec_fn=lambda: os.close(0))
+    assert made.returncode == 0, made.stderr
+    assert records("2024") and (workplace / "it's: figures/smoke-tiny-gpt2-synthetic/summary.csv").is_file()
+    notebook = workplace / "2024/smoke-tiny-gpt2-synthetic/report.ipynb"
+    notebook.write_text(notebook.read_text()[:300])
+    again = finish(command)
+    assert again.returncode == 0 and "slot-1x-seed42" in again.stdout, again.stderr
 
 
 def test_the_table_is_made_again_where_it_is_gone_or_another_one(workplace):
