@@ -344,7 +344,7 @@ def controls(table: pandas.DataFrame) -> pandas.DataFrame:
                  f1=100 * group[f"f1_{memory}"].mean())
             for (method, capacity), group in _by_method(table) for memory in ("own", *AGAINST, "format")
             if f"logp_{memory}" in group and group[f"logp_{memory}"].notna().any()]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["method", "capacity", "memory", "value", "f1"])
 
 
 def turn_finding(turns: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.DataFrame:
@@ -365,7 +365,8 @@ def turn_finding(turns: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.
         beyond = estimate(*differences(group, "reciprocal_rank", "reciprocal_rank_others"), resamples)
         rows.append(dict(method=method, capacity=capacity, mrr=mrr.effect, mrr_low=mrr.low, mrr_high=mrr.high,
                          chance=group["chance"].mean(), others=group["reciprocal_rank_others"].mean(), **asdict(beyond)))
-    return pd.DataFrame(rows)
+    columns = ["method", "capacity", "mrr", "mrr_low", "mrr_high", "chance", "others", *Estimate.__dataclass_fields__]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def retained_intervals(table: pandas.DataFrame, resamples: int = 1000, seed: int = 0) -> pandas.DataFrame:
