@@ -228,6 +228,14 @@ def test_noise_floor_of_the_table(table):
     assert (winning["retained_mean"] > winning["noise_high"]).all()
 
 
+def test_no_run_with_a_memory_gives_tables_without_rows(table):
+    none = table[:0]
+    for of in (estimates.estimates, estimates.noise_floor, estimates.controls, estimates.breakdown, estimates.retained_intervals):
+        assert len(of(none)) == 0 and {"method", "capacity"} <= set(of(none).columns)
+    turns = none.assign(reciprocal_rank=0.1, reciprocal_rank_others=0.1, chance=0.1)
+    assert "method" in estimates.turn_finding(turns).columns
+
+
 def test_controls_are_means_of_what_was_measured(table):
     rows = estimates.controls(table.assign(logp_random=-5.0, f1_random=0.25)).set_index(["method", "memory"])
     assert rows.loc[("slot", "random")].tolist() == [1, -5.0, 25.0]
