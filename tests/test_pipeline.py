@@ -104,7 +104,7 @@ def test_dry_run_lists_exactly_the_runs_of_the_preset_or_those_asked_for(workpla
         once = ("baseline", ".lora")  # they have no memory to make larger
         wanted = {(method, 1 if method.endswith(once) else capacity, seed) for method, capacity, seed in grid}
         assert planned(preset=name, capacities="", seeds="") == wanted
-    chosen = planned(methods="baseline,M.6,gated", capacities="1,10", seeds="7,8")
+    chosen = planned(methods="baseline,M.6,gated", capacities="1,10", seeds="7,8,07")
     assert chosen == {(m, c, s) for m in ("slot", "gated") for c in (1, 10) for s in (7, 8)} | {
         ("baseline", 1, 7), ("baseline", 1, 8)
     }  # fmt: skip
@@ -168,14 +168,49 @@ def test_a_failed_run_stops_no_other_and_is_named_and_only_it_runs_again(workpla
     assert "finished" not in again.stdout
 
 
-def test_committed_results_of_others_do_not_stand_for_runs(workplace):
-    """A fresh clone has figures and no runs: these are made, not taken for done."""
+def test_what_is_gone_damaged_or_made_of_something_else_is_made_again(workplace):
+    """Where the results lie in another clone, too: Snakemake's own notes are in the folder where it was called."""
+    slot, gated = ("slot", 1, 42), ("gated", 1, 42)
+    assert snakemake(methods="slot,gated").returncode == 0
+    folder = workplace / "data/runs/smoke-tiny-gpt2-synthetic"
+    shutil.rmtree(folder / "slot-1x-seed42")
+    assert planned(methods="slot,gated") == {slot}
+    shutil.rmtree(".snakemake")
+    assert planned(methods="slot,gated") == {slot}
+    (folder / "gated-1x-seed42/per_question.parquet").unlink()
+    assert planned(methods="slot,gated") == {slot, gated}
+    (folder / "gated-1x-seed42/per_question.parquet").write_text("")
+    (folder / "gated-1x-seed42/record.json").write_text("{half")
+    assert planned(methods="gated") == {gated}
+    assert snakemake(methods="slot,gated").returncode == 0
+    assert json.loads((folder / "gated-1x-seed42/record.json").read_text())["method"] == "gated"
+    template = nbformat.read("run.ipynb", as_version=4)
+    template.cells[1].source += "\nchanged = True"
+    nbformat.write(template, "run.ipynb")
+    shutil.rmtree(".snakemake")
+    assert planned(methods="slot,gated") == {slot, gated}
+
+
+def test_committed_results_of_others_do_not_stand_for_runs(workplace, monkeypatch):
+    """A fresh clone has figures and no runs: these are made, not taken for done, and what fails shows no other's table."""
     table = workplace / "figures" / "smoke-tiny-gpt2-synthetic" / "summary.csv"
     table.parent.mkdir(parents=True)
     table.write_text("run\nsomebody-elses")
-    assert planned(methods="slot") == {("slot", 1, 42)}
+    monkeypatch.setenv("STUB_FAILS", "slot")
+    failed = finish(reproduce(methods="slot"))
+    assert failed.returncode == 1 and "somebody-elses" not in failed.stdout
+    assert "No report was made" in failed.stdout and "slot was told to fail" in failed.stderr
+
+    monkeypatch.delenv("STUB_FAILS")
     assert snakemake(methods="slot").returncode == 0
     assert table.read_text().split() == ["run", "slot-1x-seed42"]
+    made, run = table.stat().st_mtime_ns, records()
+    table.write_text("run\nsomebody-elses")  # as a checkout does
+    assert snakemake(methods="slot").returncode == 0
+    assert table.read_text().split() == ["run", "slot-1x-seed42"] and table.stat().st_mtime_ns > made
+    shutil.rmtree(table.parent)
+    assert snakemake(methods="slot").returncode == 0
+    assert table.read_text().split() == ["run", "slot-1x-seed42"] and records() == run
 
 
 def test_what_makes_a_finished_run_start_again(workplace):
@@ -187,41 +222,6 @@ def test_what_makes_a_finished_run_start_again(workplace):
     template.cells[1].source += "\nchanged = True"
     nbformat.write(template, "run.ipynb")
     assert planned(methods="slot") == {("slot", 1, 42)}
-
-
-def test_a_run_that_is_not_there_is_made_whatever_else_is(workplace):
-    """Its folder was deleted to have it made anew, or the results came from another clone without Snakemake's own notes."""
-    assert snakemake(methods="slot,gated").returncode == 0
-    shutil.rmtree("data/runs/smoke-tiny-gpt2-synthetic/slot-1x-seed42")
-    assert planned(methods="slot,gated") == {("slot", 1, 42)}
-    shutil.rmtree(".snakemake")
-    assert planned(methods="slot,gated,M.1") == {("slot", 1, 42), ("prefix", 1, 42)}
-    assert planned(methods="gated") == set()
-
-
-def test_what_a_run_was_made_of_is_known_in_another_clone_too(workplace):
-    """Without Snakemake's notes, which lie in the folder where it was called."""
-    assert snakemake(methods="slot,gated").returncode == 0
-    template = nbformat.read("run.ipynb", as_version=4)
-    template.cells[1].source += "\nchanged = True"
-    nbformat.write(template, "run.ipynb")
-    shutil.rmtree(".snakemake")
-    assert planned(methods="slot") == {("slot", 1, 42)}
-    assert snakemake(methods="slot").returncode == 0
-    assert planned(methods="slot,gated") == {("gated", 1, 42)}
-
-
-@pytest.mark.parametrize("damage", ["record", "table"])
-def test_a_damaged_run_is_made_again(workplace, damage):
-    assert snakemake(methods="slot").returncode == 0
-    folder = workplace / "data/runs/smoke-tiny-gpt2-synthetic/slot-1x-seed42"
-    if damage == "record":
-        (folder / "record.json").write_text("{half")
-    else:
-        (folder / "per_question.parquet").unlink()
-    assert planned(methods="slot") == {("slot", 1, 42)}
-    assert snakemake(methods="slot").returncode == 0
-    assert json.loads((folder / "record.json").read_text())["method"] == "slot" and planned(methods="slot") == set()
 
 
 def test_a_backbones_folder_that_changed_makes_its_runs_start_again(workplace):
@@ -243,10 +243,6 @@ def encoded_as(**settings):
     return re.search(r"encoded-[0-9a-f]{16}", result.stdout + result.stderr)[0]
 
 
-def test_one_seed_is_one_run_however_it_is_written(workplace):
-    assert planned(methods="slot", seeds="42,042") == {("slot", 1, 42)}
-
-
 @pytest.mark.slow
 def test_a_second_pipeline_does_not_end_the_first(workplace, monkeypatch):
     monkeypatch.setenv("STUB_SECONDS", "5")
@@ -260,17 +256,6 @@ def test_a_second_pipeline_does_not_end_the_first(workplace, monkeypatch):
 
 
 @pytest.mark.slow
-def test_nobody_elses_table_is_shown_for_runs_that_failed(workplace, monkeypatch):
-    table = workplace / "figures" / "smoke-tiny-gpt2-synthetic" / "summary.csv"
-    table.parent.mkdir(parents=True)
-    table.write_text("run\nsomebody-elses")
-    monkeypatch.setenv("STUB_FAILS", "slot")
-    failed = finish(reproduce(methods="slot"))
-    assert failed.returncode == 1 and "somebody-elses" not in failed.stdout
-    assert "No report was made" in failed.stdout and "slot was told to fail" in failed.stderr
-
-
-@pytest.mark.slow
 def test_names_of_all_kinds_and_half_a_report_stop_nothing(workplace):
     names = {"runs": "2024", "figures": "it's: figures"}
     command = reproduce(methods="slot", **names)
@@ -281,20 +266,6 @@ def test_names_of_all_kinds_and_half_a_report_stop_nothing(workplace):
     notebook.write_text(notebook.read_text()[:300])
     again = finish(command)
     assert again.returncode == 0 and "slot-1x-seed42" in again.stdout, again.stderr
-
-
-def test_the_table_is_made_again_where_it_is_gone_or_another_one(workplace):
-    table = workplace / "figures" / "smoke-tiny-gpt2-synthetic" / "summary.csv"
-    assert snakemake(methods="slot").returncode == 0
-    made, run = table.stat().st_mtime_ns, records()
-    assert snakemake(methods="slot").returncode == 0
-    assert table.stat().st_mtime_ns == made
-    shutil.rmtree(table.parent)
-    assert snakemake(methods="slot").returncode == 0
-    table.write_text("run\nsomebody-elses")  # as a checkout does
-    assert snakemake(methods="slot").returncode == 0
-    assert table.read_text().split() == ["run", "slot-1x-seed42"]
-    assert records() == run
 
 
 def test_what_the_encoding_depends_on_makes_all_runs_start_again_at_once(workplace):
