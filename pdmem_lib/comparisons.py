@@ -9,6 +9,7 @@ conversation. It is said of these conversations; `estimates.estimate` has the in
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -78,24 +79,21 @@ def between_capacities(table: pandas.DataFrame) -> pandas.DataFrame:
             continue
         small, large = (group[group["capacity"] == size] for size in (sizes[0], sizes[-1]))
         both = large.merge(small, on=keys, suffixes=("_large", "_small"))
-        for quantity, unit, scale in (("logp own", "nats per token", 1), ("logp own - other", "nats per token", 1),
-                                      ("f1 own", "points", 100)):
-            score, _, minus = quantity.replace(" - ", " ").replace(" own", "", 1).partition(" ")
-            value = {size: both[f"{score}_own_{size}"] - (both[f"{score}_{minus}_{size}"] if minus else 0)
-                     for size in ("large", "small")}
-            if both.empty or value["large"].isna().all():
-                continue
-            found = estimate(*differences(both[keys].assign(**value), "large", "small"))
-            rows.append(dict(method=method, quantity=quantity, unit=unit, **found.scaled(scale)))
+        gain = {score: both[f"{score}_large"] - both[f"{score}_small"] for score in ("logp_own", "logp_other", "f1_own")}
+        for quantity, value, unit in (("logp own", gain["logp_own"], "nats per token"),
+                                      ("logp own - other", gain["logp_own"] - gain["logp_other"], "nats per token"),
+                                      ("f1 own", 100 * gain["f1_own"], "points")):
+            if value.notna().any():
+                found = estimate(*differences(both[keys].assign(value=value, none=0.0), "value", "none"))
+                rows.append(dict(method=method, quantity=quantity, unit=unit, **asdict(found)))
     return pd.DataFrame(rows, columns=["method", "quantity", "unit", *Estimate.__dataclass_fields__])
 
 
 def dichotomy(table: pandas.DataFrame, strong: Sequence[str], weak: Sequence[str],
               resamples: int = RESAMPLES) -> pandas.DataFrame:
     """Do the ``strong`` methods keep more than the ``weak``? Question by question, the mean over the ones minus the mean
-    over the others: capacity, score, unit, the fields of
-    `estimates.Estimate`, p_groups and told: "yes", "the reverse", either "of the
-    means alone", or `UNTOLD`.
+    over the others: capacity, score, unit, the fields of `estimates.Estimate`, p_groups and told: "yes", "the reverse", either
+    "of the means alone", or `UNTOLD`.
 
     Intervals and p are over questions, with these methods as they are. p_groups is over methods: the share of all ways to
     split them into groups of these sizes that lie as far apart in this direction; "of the means alone" where another split

@@ -3,7 +3,7 @@
 A *contrast* is the answer under a conversation's own memory minus the same question's answer under another one, by the
 same trained adapter. The one that decides is own - other in log-probability: a bank also teaches the form of an answer,
 and so does another conversation's; what the right bank brings beyond that is memory, or a bank that is better for any
-question at all, which `comparisons.matched` takes away. Everything here is a pure function of tables; randomness comes from a seed.
+question, which `comparisons.matched` cancels. Everything here is a pure function of tables; randomness comes from a seed.
 """
 
 from __future__ import annotations
