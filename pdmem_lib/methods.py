@@ -326,7 +326,8 @@ class Slot(SparseSlots, KeyValueReader):
 
 # ---- readers beside the residual stream ----
 class BranchReader(AttentionCoupledBank):
-    """Shared by the branches: ``CrossAttn(h, P)`` with projections shared by all blocks [D], multi-head as the backbone."""
+    """Shared by the branches: ``CrossAttn(h, P)`` with projections shared by all blocks, multi-head as the backbone, which
+    queries with h at unit root mean square [D]."""
 
     entries_are_a_set = True
 
