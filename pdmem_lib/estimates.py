@@ -356,8 +356,8 @@ def turn_finding(turns: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.
     """
     import pandas as pd
 
-    rows = []
-    for (method, capacity), group in _by_method(turns.dropna(subset=["reciprocal_rank", "reciprocal_rank_others"])):
+    ranks, rows = ["reciprocal_rank", "reciprocal_rank_others"], []
+    for (method, capacity), group in _by_method(turns.dropna(subset=ranks).astype(dict.fromkeys(ranks, float))):
         beside = group["reciprocal_rank_others"]
         alike = np.isclose(beside, group["reciprocal_rank"], rtol=0, atol=1e-12)  # the same but for the order of a sum
         group = group.assign(none=0.0, reciprocal_rank_others=beside.where(~alike, group["reciprocal_rank"]))

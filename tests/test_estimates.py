@@ -232,8 +232,10 @@ def test_no_run_with_a_memory_gives_tables_without_rows(table):
     none = table[:0]
     for of in (estimates.estimates, estimates.noise_floor, estimates.controls, estimates.breakdown, estimates.retained_intervals):
         assert len(of(none)) == 0 and {"method", "capacity"} <= set(of(none).columns)
-    turns = none.assign(reciprocal_rank=0.1, reciprocal_rank_others=0.1, chance=0.1)
-    assert "method" in estimates.turn_finding(turns).columns
+    turns = table.assign(reciprocal_rank=0.1, reciprocal_rank_others=0.1, chance=0.1)
+    assert "method" in estimates.turn_finding(turns[:0]).columns
+    of_objects = turns.astype({"reciprocal_rank": object, "reciprocal_rank_others": object})  # as a table with None in it is
+    assert (estimates.turn_finding(of_objects)["effect"] == 0).all()
 
 
 def test_controls_are_means_of_what_was_measured(table):
