@@ -357,10 +357,7 @@ def read_record(file: str | Path) -> dict[str, Any]:
         checked = "checksum" in record
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error}): make the run again") from error
-    try:
-        return load_json(file) if checked else record
-    except ValueError as error:
-        raise ValueError(str(error).replace("write it again", "make the run again")) from error
+    return load_json(file, "make the run again") if checked else record
 
 
 def run_record(experiment: Experiment, model: MemoryModel, data: Data, seconds: float) -> dict[str, Any]:

@@ -145,15 +145,15 @@ def save_json(file: str | Path, content: Mapping[str, Any], indent: int | None =
         partial.write_text(text + "\n", encoding="utf-8")
 
 
-def load_json(file: str | Path) -> dict[str, Any]:
-    """What `save_json` wrote; ValueError for a damaged file."""
+def load_json(file: str | Path, mend: str = "write it again") -> dict[str, Any]:
+    """What `save_json` wrote; ValueError, which ends in ``mend``, for a damaged file."""
     try:
         content = json.loads(Path(file).read_bytes())
         written = content.pop("checksum")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged or was not written by pdmem ({error}): write it again") from error
+        raise ValueError(f"{file} is damaged or was not written by pdmem ({error}): {mend}") from error
     if written != _json_checksum(content):
-        raise ValueError(f"{file} is damaged (its checksum differs): write it again")
+        raise ValueError(f"{file} is damaged (its checksum differs): {mend}")
     return content
 
 
