@@ -20,6 +20,7 @@ from .locomo import Conversation, Turn
 from .methods import REGISTRY
 
 BASE = "as it is"
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")  # a line of a figure each
 LOCOMO = {"gain": "own − other (nats)", "own": "own (nats)", "retained": "retained (%)"}  # what is compared there
 
 
@@ -109,30 +110,39 @@ def differences(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
 
 
 def held_out_by_rate(table: pd.DataFrame, subtitle: str) -> go.Figure:
-    """How likely the held-out conversation's answers are (nats an answer token) by learning rate, a panel a method.
+    """How likely the held-out conversation's answers are (nats an answer token) by learning rate: a panel a method, a line
+    a number of epochs.
 
-    Columns method, rate, own, zero, f1_own (%), a row a trial; the likeliest of a method has a ring around it.
+    Columns method, rate, epochs, own, zero, f1_own (%), a row a trial; the likeliest of a method has a ring around it.
     """
-    require(table, "method", "rate", "own", "zero", "f1_own")
+    require(table, "method", "rate", "epochs", "own", "zero", "f1_own")
     figure, panels = method_panels(table)
-    for method, rows in table.sort_values("rate").groupby("method", sort=False):
-        look, best, (row, column) = look_of(method), rows.iloc[rows["own"].argmax()], panels[method]
+    lengths = sorted(set(table["epochs"]))
+    styles = dict(zip(lengths, DASHES, strict=False))
+    if len(styles) < len(lengths):
+        raise ValueError(f"{len(lengths)} numbers of epochs are more than {len(DASHES)} kinds of line: show fewer")
+    for method, of_method in table.groupby("method", sort=False):
+        look, best, (row, column) = look_of(method), of_method.iloc[of_method["own"].argmax()], panels[method]
         place = dict(row=row, col=column)
-        line = dict(color=look.colour, width=3)
-        figure.add_scatter(x=rows["rate"], y=rows["own"], mode="lines+markers", name=f"{look.label}, own memory", line=line,
-                           marker=dict(symbol=look.symbol, size=11, color=look.colour), showlegend=False, **place,
-                           customdata=rows["f1_own"],
-                           hovertemplate=f"{look.label}, %{{x:g}}: %{{y:.3f}} nats, F1 %{{customdata:.1f}} %<extra></extra>")
-        for trial in rows.itertuples():
+        for length, rows in of_method.sort_values("rate").groupby("epochs"):
+            figure.add_scatter(x=rows["rate"], y=rows["own"], mode="lines+markers", name=f"{look.label}, {length} epochs",
+                               line=dict(color=look.colour, width=3, dash=styles[length]), showlegend=False, **place,
+                               marker=dict(symbol=look.symbol, size=11, color=look.colour), customdata=rows["f1_own"],
+                               hovertemplate=f"{look.label}, {length} epochs, %{{x:g}}: %{{y:.3f}} nats, "
+                                             "F1 %{customdata:.1f} %<extra></extra>")
+        for trial in (of_method if len(lengths) == 1 else of_method.loc[[best.name]]).itertuples():
             figure.add_annotation(x=np.log10(trial.rate), y=trial.own, text=f"{trial.f1_own:.1f}", showarrow=False, yshift=24,
                                   **place)
-        figure.add_scatter(x=rows["rate"], y=rows["zero"], mode="lines", name=f"{look.label}, zero state", showlegend=False,
-                           line=line | dict(dash="dot", width=2), hoverinfo="skip", **place)
+        zero = of_method.groupby("rate", as_index=False)["zero"].mean()
+        figure.add_scatter(x=zero["rate"], y=zero["zero"], mode="lines", name=f"{look.label}, zero state", showlegend=False,
+                           line=dict(color="#888888", width=2), hoverinfo="skip", **place)
         figure.add_scatter(x=[best["rate"]], y=[best["own"]], mode="markers", showlegend=False, hoverinfo="skip",
                            marker=dict(symbol="circle-open", size=22, color=INK, line_width=2), **place)
-    legend_entry(figure, "own memory, with its F1 (%)", mode="lines+markers", line=dict(color=INK, width=3))
-    legend_entry(figure, "zero state", mode="lines", line=dict(color=INK, width=2, dash="dot"))
-    legend_entry(figure, "chosen", marker=dict(symbol="circle-open", size=18, color=INK, line_width=2))
+    for length, dash in styles.items():
+        legend_entry(figure, f"own memory, {length} epoch{'s' * (length != 1)}", mode="lines+markers",
+                     line=dict(color=INK, width=3, dash=dash))
+    legend_entry(figure, "zero state", mode="lines", line=dict(color="#888888", width=2))
+    legend_entry(figure, "chosen, with its F1 (%)", marker=dict(symbol="circle-open", size=18, color=INK, line_width=2))
     rates = sorted(set(table["rate"]))
     tens = [rate for rate in rates if np.log10(rate).is_integer()]
     shown = tens if tens and len(panels) > 1 else rates  # a panel of several has no room for all

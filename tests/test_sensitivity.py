@@ -58,7 +58,7 @@ def test_the_figure_has_a_row_a_setting_and_a_panel_a_lag(table):
 
 def test_the_figure_of_rates_rings_the_likeliest_of_each_method():
     rows = [("slot", 0.001, -2.0, 9.0), ("slot", 0.01, -1.5, 12.0), ("slot", 0.1, -3.0, 1.0), ("gated", 0.01, -1.9, 8.0)]
-    table = pd.DataFrame(rows, columns=["method", "rate", "own", "f1_own"]).assign(zero=-4.0)
+    table = pd.DataFrame(rows, columns=["method", "rate", "own", "f1_own"]).assign(zero=-4.0, epochs=2)
     figure = sensitivity.held_out_by_rate(table, "made up")
     rings = [(trace.x[0], trace.y[0]) for trace in figure.data if trace.marker.symbol == "circle-open" and trace.x[0] is not None]
     assert sorted(rings) == [(0.01, -1.9), (0.01, -1.5)]
@@ -66,6 +66,22 @@ def test_the_figure_of_rates_rings_the_likeliest_of_each_method():
         "<b>M.5 Gated branch</b>", "<b>M.6 Slots</b>", "9.0", "12.0", "1.0", "8.0"}
     with pytest.raises(ValueError, match="rate"):
         sensitivity.held_out_by_rate(table.drop(columns="rate"), "made up")
+
+
+def test_the_figure_of_rates_has_a_line_a_number_of_epochs():
+    """And a method's likeliest trial alone, of whatever length, has the ring and its F1."""
+    rows = [(2, 0.001, -2.0, 9.0), (2, 0.01, -1.5, 12.0), (10, 0.001, -1.4, 11.0), (10, 0.01, -3.0, 1.0)]
+    table = pd.DataFrame(rows, columns=["epochs", "rate", "own", "f1_own"]).assign(method="slot", zero=-4.0)
+    figure = sensitivity.held_out_by_rate(table, "made up")
+    lines = [trace for trace in figure.data if trace.x[0] is not None and trace.mode == "lines+markers"]
+    assert {trace.name: tuple(trace.y) for trace in lines} == {
+        "M.6 Slots, 2 epochs": (-2.0, -1.5), "M.6 Slots, 10 epochs": (-1.4, -3.0)}
+    assert len({trace.line.dash for trace in lines}) == 2
+    [ring] = [trace for trace in figure.data if trace.marker.symbol == "circle-open" and trace.x[0] is not None]
+    assert (ring.x[0], ring.y[0]) == (0.001, -1.4)
+    assert {annotation.text for annotation in figure.layout.annotations} == {"<b>M.6 Slots</b>", "11.0"}
+    with pytest.raises(ValueError, match="show fewer"):
+        sensitivity.held_out_by_rate(pd.concat([table.assign(epochs=n) for n in range(9)]), "made up")
 
 
 def test_the_figure_of_locomo_has_a_panel_a_measure():

@@ -96,16 +96,17 @@ def test_rates_are_tried_without_a_look_at_the_test_conversations(workplace):
     """Each once; the last training conversation is asked, the others train."""
     few = {"max_questions": 16, "questions_per_bucket": 2, "max_new_tokens": 2}
 
-    def make(rates):
-        return made("95_learning_rates.ipynb", runs, rates=rates, overrides=few)
+    def make(rates, epochs=""):
+        return made("95_learning_rates.ipynb", runs, rates=rates, epochs=epochs, overrides=few)
 
     runs = Path("data/runs/rates-tiny-gpt2-smoke-synthetic")
     first = make("0.01")
-    both = make("0.01,0.1")
-    assert len(first) == 1 and len(both) == 2 and both.items() >= first.items()
+    both = make("0.01,0.1", epochs="1,2")
+    assert len(first) == 1 and len(both) == 4 and both.items() >= first.items()
     folder = Path("figures/rates-tiny-gpt2-smoke-synthetic")
     table = pandas.read_csv(folder / "rates.csv")
-    assert table["rate"].tolist() == [0.01, 0.1] and table["own"].nunique() == 2
+    assert table[["epochs", "rate"]].values.tolist() == [[1, 0.01], [1, 0.1], [2, 0.01], [2, 0.1]] and table["own"].nunique() == 4
+    assert (table["steps"] == table["epochs"] * table["steps"].iloc[0]).all()
     assert table.loc[table["chosen"], "own"].item() == table["own"].max()
     data = load_data("synthetic", "smoke")
     held_out = {record["held_out"] for record in json.loads((folder / "records.json").read_text()).values()}
