@@ -86,9 +86,11 @@ PRESETS = {
         methods=("baseline", *METHODS, *(f"{name}{FORMAT}" for name in METHODS), f"slot{LORA}", f"gated{LORA}"),
         capacities=(1, 10), seeds=(42, 43, 44), run_gb=7.5),
     "tuned": Preset(
-        "the published protocol at learning rates chosen on a training conversation held out (notebooks/95_learning_rates)",
+        "the published protocol, rate and epochs chosen on a training conversation held out (notebooks/95_learning_rates)",
         methods=METHODS, capacities=(1, 10), seeds=(42, 43, 44), run_gb=7.5,
-        chosen={method: dict(lr=0.1 if method == "prefix" else 0.001) for method in METHODS}),
+        chosen={method: dict(lr=lr, epochs=epochs, warmup_steps=20 * epochs) for method, lr, epochs in (
+            ("prefix", 0.1, 2), ("cross_attention", 0.0003, 10), ("kv_extension", 0.0003, 5), ("hebbian", 0.0003, 5),
+            ("gated", 0.001, 2), ("slot", 0.0003, 5))}),
 }
 
 

@@ -111,7 +111,7 @@ def differences(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
 
 def held_out_by_rate(table: pd.DataFrame, subtitle: str) -> go.Figure:
     """How likely the held-out conversation's answers are (nats an answer token) by learning rate: a panel a method, a line
-    a number of epochs.
+    a number of epochs, which stands beside its points where there are several.
 
     Columns method, rate, epochs, own, zero, f1_own (%), a row a trial; the likeliest of a method has a ring around it.
     """
@@ -130,9 +130,12 @@ def held_out_by_rate(table: pd.DataFrame, subtitle: str) -> go.Figure:
                                marker=dict(symbol=look.symbol, size=11, color=look.colour), customdata=rows["f1_own"],
                                hovertemplate=f"{look.label}, {length} epochs, %{{x:g}}: %{{y:.3f}} nats, "
                                              "F1 %{customdata:.1f} %<extra></extra>")
-        for trial in (of_method if len(lengths) == 1 else of_method.loc[[best.name]]).itertuples():
-            figure.add_annotation(x=np.log10(trial.rate), y=trial.own, text=f"{trial.f1_own:.1f}", showarrow=False, yshift=24,
-                                  **place)
+        for trial in of_method.itertuples():
+            here = dict(x=np.log10(trial.rate), y=trial.own, showarrow=False, **place)
+            if len(lengths) == 1 or trial.Index == best.name:
+                figure.add_annotation(text=f"{trial.f1_own:.1f}", yshift=24, **here)
+            if len(lengths) > 1:
+                figure.add_annotation(text=f"{trial.epochs}", xshift=22, **here)
         zero = of_method.groupby("rate", as_index=False)["zero"].mean()
         figure.add_scatter(x=zero["rate"], y=zero["zero"], mode="lines", name=f"{look.label}, zero state", showlegend=False,
                            line=dict(color="#888888", width=2), hoverinfo="skip", **place)

@@ -503,11 +503,14 @@ def test_the_tuned_preset_is_the_full_one_but_for_what_was_chosen():
         pdmem.Experiment(method="slot.lora", preset="tuned")
 
 
-def test_the_tuned_rates_are_those_that_won_on_the_held_out_conversation():
-    table = pd.read_csv(Path(__file__).parent.parent / "figures" / "rates-smollm2-135m-full-locomo" / "rates.csv")
+def test_the_tuned_settings_are_those_that_won_on_the_held_out_conversation():
+    figures = Path(__file__).parent.parent / "figures"
+    table = pd.concat([pd.read_csv(figures / f"rates-smollm2-135m-full-locomo{where}" / "rates.csv") for where in ("", "-h200")])
     for method, chosen in PRESETS["tuned"].chosen.items():
         tried = table[table["method"] == method]
-        assert chosen == {"lr": tried.loc[tried["own"].idxmax(), "rate"]} and len(tried) >= 3
+        won = tried.loc[tried["own"] == tried["own"].max(), ["rate", "epochs"]].values.tolist()
+        assert won == [[chosen["lr"], chosen["epochs"]]] and len(tried) >= 6
+        assert chosen["warmup_steps"] / chosen["epochs"] == TrainSettings().warmup_steps / TrainSettings().epochs
 
 
 def test_what_is_trained_beside_a_method(tiny):
