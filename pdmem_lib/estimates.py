@@ -9,7 +9,7 @@ question, which `comparisons.matched` cancels. Everything here is a pure functio
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +66,11 @@ class Estimate:
     def scaled(self, scale: float) -> dict[str, float]:
         """The fields, those that have the differences' unit times ``scale``."""
         return {k: v if k in ("p", "n", "conversations", "seeds") else scale * v for k, v in asdict(self).items()}
+
+    def within(self, least: float, most: float) -> Estimate:
+        """Of what cannot leave [``least``, ``most``], as a mean score: the intervals, which few seeds make wide, end there."""
+        ends = ("low", "high", "low_clustered", "high_clustered")
+        return replace(self, **{end: float(np.clip(getattr(self, end), least, most)) for end in ends})
 
 
 def estimate(differences: ArrayLike, conversations: Sequence, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
@@ -361,7 +366,7 @@ def turn_finding(turns: pandas.DataFrame, resamples: int = RESAMPLES) -> pandas.
         beside = group["reciprocal_rank_others"]
         alike = np.isclose(beside, group["reciprocal_rank"], rtol=0, atol=1e-12)  # the same but for the order of a sum
         group = group.assign(none=0.0, reciprocal_rank_others=beside.where(~alike, group["reciprocal_rank"]))
-        mrr = estimate(*differences(group, "reciprocal_rank", "none"), resamples)
+        mrr = estimate(*differences(group, "reciprocal_rank", "none"), resamples).within(0, 1)
         beyond = estimate(*differences(group, "reciprocal_rank", "reciprocal_rank_others"), resamples)
         rows.append(dict(method=method, capacity=capacity, mrr=mrr.effect, mrr_low=mrr.low, mrr_high=mrr.high,
                          chance=group["chance"].mean(), others=group["reciprocal_rank_others"].mean(), **asdict(beyond)))
@@ -407,7 +412,8 @@ def reference_points(questions: pandas.DataFrame, references: pandas.DataFrame,
 
     def row(label, group, method, capacity, part, f1, locomo):
         part = part.assign(none=0.0)
-        found, answered = (estimate(*differences(rows, f1, "none"), resamples) for rows in (part, part[part["category"] != 5]))
+        found, answered = (estimate(*differences(rows, f1, "none"), resamples).within(0, 1)
+                           for rows in (part, part[part["category"] != 5]))
         return dict(reference=label, group=group, method=method, capacity=capacity, n=found.n, f1=100 * found.effect,
                     low=100 * found.low, high=100 * found.high, locomo=100 * part[locomo].mean(),
                     **{name: part[name].mean() for name in ("logp", "tokens", "seconds", "bytes")},

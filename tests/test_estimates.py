@@ -275,6 +275,23 @@ def test_reference_points_stand_beside_memories(table):
     assert points.loc["slot", ["n", "f1", "tokens", "bytes"]].tolist() == [180, pytest.approx(20), 80, 1000]
 
 
+def test_the_interval_of_a_score_ends_where_scores_do(table):
+    """Two seeds that lie apart make a t interval of one degree of freedom, which would reach beyond 0 and 100 %."""
+    cost = dict(tokens=80.0, seconds=0.1, bytes=1000.0, locomo_own=0.1, capacity=1)
+    slot = table[table["method"] == "slot"].assign(**cost)
+    first = slot[slot["seed"] == slot["seed"].min()]
+    runs = pd.concat([first.assign(seed=1, f1_own=0.1), first.assign(seed=2, f1_own=0.5)])
+    asked = [dict(reference="frozen", conversation="a", number=i, category=1 + i % 5, f1=0.5, locomo=0.5, logp=-3.0, tokens=9,
+                  seconds=1.0, bytes=9.0) for i in range(10)]
+    points = estimates.reference_points(runs, pd.DataFrame(asked), resamples=200).set_index("reference")
+    ends = ["low", "high", "low_without_5", "high_without_5"]
+    assert points.loc["slot", ["f1", *ends]].tolist() == [pytest.approx(30), 0, 100, 0, 100]
+    bare = estimate([[0.1] * 10, [0.5] * 10], ["a", "b"] * 5)
+    inside = bare.within(0, 1)
+    assert bare.low < 0 < 1 < bare.high and (inside.low_clustered, inside.high_clustered, inside.p) == (0, 1, bare.p)
+    assert np.isnan(estimate([[0.1] * 10, [0.5] * 10], ["a"] * 10).within(0, 1).low_clustered)
+
+
 # ---- intervals of buckets, and what clipping does ----
 
 def test_bucket_intervals_agree_with_theory_and_leave_the_curve_alone():
