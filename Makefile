@@ -13,6 +13,9 @@ SEEDS ?=
 CORES ?=
 # 1: the report adds what is made now to the runs whose tables lie in figures/ already, made elsewhere or before.
 KEEP ?=
+# What `make rates` tries, comma lists; empty: the notebook's own.
+RATES ?=
+EPOCHS ?=
 # Runs at a time on one GPU; empty: as many as its memory holds.
 SHARE ?=
 PROFILE ?=
@@ -41,7 +44,7 @@ CHAPTERS := $(filter-out notebooks/9%,$(wildcard notebooks/[0-9]*.ipynb)) $(wild
 
 help: ## list the targets
 	@sed -n 's/^\([a-z.-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
-	@echo "  Variables: PRESET=smoke|quick|full|tuned BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 KEEP=1 SHARE=4 PROFILE=slurm|kubernetes NO_VENV=1"
+	@echo "  Variables: PRESET=smoke|quick|full|tuned BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 KEEP=1 RATES=0.01,0.1 EPOCHS=2,5 SHARE=4 PROFILE=slurm|kubernetes NO_VENV=1"
 
 setup: $(READY) ## make the environment (the others do it by themselves)
 
@@ -74,7 +77,7 @@ $(CLUSTER): $(READY)
 	@$(RUN) -c 'import snakemake_executor_plugin_slurm, snakemake_executor_plugin_cluster_generic' 2>/dev/null || $(PIP) -q -e ".[cluster]" >&2
 endif
 
-reproduce: $(READY) $(CLUSTER) ## run the study: PRESET=smoke (90 s), quick (10 min, the default), full (the published protocol) or tuned (at rates chosen)
+reproduce: $(READY) $(CLUSTER) ## run the study: PRESET=smoke (90 s), quick (10 min, the default), full (the published protocol) or tuned (rate and epochs chosen)
 	@$(RUN) notebooks/reproduce.py --preset "$(PRESET)" --backbone "$(BACKBONE)" --data "$(DATA)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(KEEP),--keep "$(KEEP)") $(if $(SHARE),--share "$(SHARE)") $(if $(CORES),--cores "$(CORES)") $(if $(PROFILE),--profile "$(PROFILE)")
 
 foretell: $(READY) ## how long a preset's runs will take on this machine, without making them: PRESET=full, and the same choices
@@ -95,12 +98,13 @@ sensitivity: $(READY) ## which choice carries recall: slots on tiny-gpt2, or MET
 	  -r backbone "$(or $(BACKBONE),tiny-gpt2)" $(if $(METHODS),-r methods "$(METHODS)") $(if $(SEEDS),-r seeds "$(SEEDS)") \
 	  -r runs_dir "data/runs/$(SENSITIVITY)" -r figures_dir "figures/$(SENSITIVITY)"
 
-RATES := rates-$(or $(BACKBONE),tiny-gpt2)$(if $(BACKBONE),-$(PRESET)-$(notdir $(or $(DATA),locomo)),-smoke-synthetic)
-rates: $(READY) ## a learning rate chosen on a training conversation held out: PRESET=full METHODS=prefix BACKBONE=smollm2-135m (an hour a method)
-	@mkdir -p "data/runs/$(RATES)"
-	@$(RUN) -m papermill notebooks/95_learning_rates.ipynb "data/runs/$(RATES)/rates.ipynb" -k python3 --log-output --no-progress-bar \
+TRIALS := rates-$(or $(BACKBONE),tiny-gpt2)$(if $(BACKBONE),-$(PRESET)-$(notdir $(or $(DATA),locomo)),-smoke-synthetic)
+rates: $(READY) ## learning rate and epochs chosen on a training conversation held out: PRESET=full METHODS=prefix RATES=0.01,0.1 EPOCHS=2,5 BACKBONE=smollm2-135m (hours)
+	@mkdir -p "data/runs/$(TRIALS)"
+	@$(RUN) -m papermill notebooks/95_learning_rates.ipynb "data/runs/$(TRIALS)/rates.ipynb" -k python3 --log-output --no-progress-bar \
 	  $(if $(BACKBONE),-r backbone "$(BACKBONE)" -r preset "$(PRESET)" -r data "$(or $(DATA),locomo)") \
-	  $(if $(METHODS),-r methods "$(METHODS)") $(if $(SEEDS),-p seed "$(SEEDS)") -r runs_dir "data/runs/$(RATES)" -r figures_dir "figures/$(RATES)"
+	  $(if $(METHODS),-r methods "$(METHODS)") $(if $(EPOCHS),-r epochs "$(EPOCHS)") $(if $(RATES),-r rates "$(RATES)") \
+	  $(if $(SEEDS),-p seed "$(SEEDS)") -r runs_dir "data/runs/$(TRIALS)" -r figures_dir "figures/$(TRIALS)"
 
 chapters: $(READY) ## execute the chapter notebooks and save them with their outputs, as they are committed
 	@$(RUN) notebooks/execute.py $(CHAPTERS)
