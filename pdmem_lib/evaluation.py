@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import memory as prompts
-from . import estimates, metrics, provenance
+from . import estimates, metrics, prompts, provenance
 from .backbone import Backbone, use_bf16
 from .checkpoints import Results, identity_of_asking
 from .files import cache_folder, load_json, save_json

@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from . import memory as prompts
-from . import provenance, references
+from . import prompts, provenance, references
 from .backbone import TINY_NAMES, Backbone, load_backbone, use_bf16
 from .checkpoints import steps_done
 from .estimates import FORMAT

@@ -12,7 +12,8 @@ from torch import Tensor
 from . import seam
 from .backbone import Backbone, load_backbone, required
 from .files import atomic_path, load_tensors, save_tensors
-from .memory import AnswerScore, Memory, MemoryModel
+from .memory import Memory, MemoryModel
+from .prompts import AnswerScore
 
 
 class LoRAModel(MemoryModel):

@@ -7,7 +7,7 @@ parameters are the only thing trained. The question alone is in the context wind
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
@@ -17,26 +17,15 @@ from torch import Tensor
 
 from . import methods, persistence, seam
 from .backbone import TINY_NAMES, Backbone, load_backbone, required, slow_bar
-from .decoding import greedy_lines, positions_of
+from .decoding import greedy_lines
 from .locomo import Turn, texts_of
 from .methods import Inputs, MemorySettings, State
+from .prompts import AnswerScore, list_of_texts, prompt_text, prompt_texts, score_targets, target_ids, target_log_probs
 
 log = logging.getLogger(__name__)
 
-CONTEXT = "{context}\n\n"  # in front of the prompt, where a question comes with a text to read [D]
-PROMPT = "Question: {question}\nShort answer:"  # [D]
-ANSWER = " {answer}\n"  # the closing line feed is learnt with the answer: an answer is its first line [D]
 STREAM = 256  # turns of an iterator that are held at a time
-SCORED = 4096  # tokens whose logits, (SCORED, vocab), are held at a time where nothing is trained
 Memory = str | State  # "own" | "zero" | "off" | a state
-
-
-@dataclass
-class AnswerScore:
-    """Teacher-forced score of a batch of answers: ``log_prob`` (B,) summed over ``tokens`` (B,) answer tokens."""
-
-    log_prob: Tensor
-    tokens: Tensor
 
 
 class MemoryModel:
@@ -247,12 +236,12 @@ class MemoryModel:
         With ``batch_size`` so many questions a pass, of near-equal length, and what is read of the memories is made once
         for all passes. ``on_batch(n)`` is called after each of n questions.
         """
-        questions, answers = _texts("questions", questions), _texts("answers", answers)
+        questions, answers = list_of_texts("questions", questions), list_of_texts("answers", answers)
         if len(questions) != len(answers) or not questions or not memories:
             raise ValueError(f"{len(questions)} questions, {len(answers)} answers and {len(memories)} memories: give as many "
                              "answers as questions, and at least one of each")
         _require_counts(batch_size=len(questions) if batch_size is None else batch_size)
-        prompts = [self.backbone.token_ids(text) for text in _prompts(questions, contexts)]
+        prompts = [self.backbone.token_ids(text) for text in prompt_texts(questions, contexts)]
         targets = [target_ids(self.backbone, answer) for answer in answers]
         lengths = [len(self._fitting(p + t)) for p, t in zip(prompts, targets, strict=True)]
         size = batch_size or len(lengths)
@@ -276,7 +265,7 @@ class MemoryModel:
 
     def score_pairs(self, memories: Sequence[Memory], questions: Sequence[str], answers: Sequence[str]) -> AnswerScore:
         """`score` of answer i to question i under memory i, in one pass, to train on several banks [D]."""
-        questions, answers = _texts("questions", questions), _texts("answers", answers)
+        questions, answers = list_of_texts("questions", questions), list_of_texts("answers", answers)
         if not len(memories) == len(questions) == len(answers) or not questions:
             raise ValueError(f"{len(memories)} memories, {len(questions)} questions and {len(answers)} answers: give "
                              "as many of each, and at least one")
@@ -332,7 +321,7 @@ class MemoryModel:
 
     def _one_row(self, question: str, answer: str) -> tuple[list[list[int]], list[list[int]]]:
         """The ids of one prompt and its answer, each as a list of one row."""
-        (question,), (answer,) = _texts("the question", [question]), _texts("the answer", [answer])
+        (question,), (answer,) = list_of_texts("the question", [question]), list_of_texts("the answer", [answer])
         prompt, target = self.backbone.token_ids(prompt_text(question)), target_ids(self.backbone, answer)
         self._fitting(prompt + target)
         return [prompt], [target]
@@ -368,11 +357,11 @@ class MemoryModel:
         ``drafts``: what each question is guessed to be answered, "" for no guess. The answers do not depend on them;
         right ones make them faster (`decoding`).
         """
-        questions = _texts("questions", questions)
+        questions = list_of_texts("questions", questions)
         if not memories or len(questions if drafts is None else drafts) != len(questions):
             raise ValueError("give at least one memory, and a draft a question, '' where there is none")
         _require_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
-        rows = [self._fitting(self.backbone.token_ids(text), max_new_tokens) for text in _prompts(questions, contexts)]
+        rows = [self._fitting(self.backbone.token_ids(text), max_new_tokens) for text in prompt_texts(questions, contexts)]
         guessed = [target_ids(self.backbone, draft) if draft else [] for draft in drafts or [""] * len(rows)]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]) + len(guessed[i]))
         answers = [[""] * len(rows) for _ in memories]
@@ -447,64 +436,7 @@ class MemoryModel:
         return self._state
 
 
-# ---- what is asked, and how the model goes on ----
-def prompt_text(question: str, context: str = "") -> str:
-    """The whole prompt: the context, where there is one, and the question."""
-    return (CONTEXT.format(context=context) if context else "") + PROMPT.format(question=question)
-
-
-def target_ids(backbone: Backbone, answer: str) -> list[int]:
-    """The tokens that are scored for ``answer``, closing line feed included."""
-    return backbone.token_ids(ANSWER.format(answer=answer), special=False)
-
-
-def _texts(what: str, texts: Iterable[str]) -> list[str]:
-    """``texts`` as a list, or a ValueError: one string is no list of strings, though Python can walk through it."""
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        raise ValueError(f"{what} is a list of strings: wrap the one in [ ]")
-    texts = list(texts)
-    for text in texts:
-        if not isinstance(text, str):
-            raise ValueError(f"{what} is a list of strings, and one of them is a {type(text).__name__}: {text!r}")
-    return texts
-
-
 def _require_counts(**numbers: int) -> None:
     for name, number in numbers.items():
         if not isinstance(number, Integral) or number < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
-
-
-def _prompts(questions: Sequence[str], contexts: Sequence[str] | None) -> list[str]:
-    if contexts is None:
-        contexts = [""] * len(questions)
-    if isinstance(contexts, str) or len(contexts := _texts("contexts", contexts)) != len(questions):
-        raise ValueError(f"contexts is a list with one text a question: give {len(questions)}, '' where there is none")
-    return list(map(prompt_text, questions, contexts))
-
-
-def score_targets(backbone: Backbone, ids: Tensor, mask: Tensor, question: Tensor, injection: seam.Injection,
-                  start: int = 0) -> AnswerScore:
-    """Score the tokens of right-padded rows, all (B, T), that ``question`` does not mark.
-
-    A row begins with at least one that it marks, and its first token stands at position ``start``.
-    """
-    row, log_probs = target_log_probs(backbone, ids, mask, question, injection, start)
-    zeros = log_probs.new_zeros(len(ids))
-    return AnswerScore(zeros.index_add(0, row, log_probs), row.bincount(minlength=len(ids)))
-
-
-def target_log_probs(backbone: Backbone, ids: Tensor, mask: Tensor, question: Tensor, injection: seam.Injection,
-                     start: int = 0) -> tuple[Tensor, Tensor]:
-    """The N tokens that `score_targets` sums over, row by row: the row of each and its log-probability, both (N,)."""
-    is_target = mask.bool() & ~question
-    positions = {"position_ids": start + positions_of(mask)} if start else {}
-    with seam.inject(backbone.model, injection):  # right padding under a causal mask needs no mask of its own
-        hidden = backbone.model.base_model(ids, use_cache=False, **positions).last_hidden_state  # (B, T, d)
-    predicts = is_target.roll(-1, dims=1)  # the column before a target predicts it
-    predicts[:, -1] = False
-    head, wanted, said = backbone.model.get_output_embeddings(), hidden[predicts], ids[is_target]  # (N, d), (N,)
-    size = len(wanted) if torch.is_grad_enabled() else SCORED
-    log_probs = [-torch.nn.functional.cross_entropy(head(part).float(), tokens, reduction="none")  # of logits (size, vocab)
-                 for part, tokens in zip(wanted.split(size), said.split(size), strict=True)]
-    return is_target.nonzero()[:, 0], torch.cat(log_probs)

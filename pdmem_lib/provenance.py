@@ -26,8 +26,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from . import memory as prompts
-from . import seam
+from . import prompts, seam
 from .locomo import Conversation, Question
 from .memory import MemoryModel
 from .methods import Inputs, Method, State

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from . import seam, write
 from .backbone import Backbone
-from .memory import ANSWER, PROMPT, MemoryModel
+from .memory import MemoryModel
+from .prompts import ANSWER, PROMPT
 from .methods import REGISTRY, AttentionCoupledBank, HebbianMatrix, Inputs, MemorySettings, Method, SparseSlots, State
 from .settings import Settings
 from .training import clipped

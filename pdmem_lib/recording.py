@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from . import causal, provenance, write
-from .memory import MemoryModel, prompt_text
+from .memory import MemoryModel
+from .prompts import prompt_text
 from .methods import SparseSlots, State
 
 CHUNK = 8  # turns that are encoded between two looks at the clock

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from . import memory as prompts
-from . import metrics, seam
+from . import metrics, prompts, seam
 from .backbone import Backbone, length_sorted_batches, use_bf16
+from .decoding import greedy_lines
 from .evaluation import EvaluateSettings
 from .files import cache_folder, load_json, save_json
 from .locomo import Conversation, Question
@@ -350,7 +350,7 @@ def _ask_shared(backbone: Backbone, group: Sequence[int], rows: Sequence[list[in
         ends = [rows[i][common:] for i in batch]
         start = time.perf_counter()
         ids, mask = backbone.pad(ends, side="left")
-        answers = prompts.greedy_lines(backbone, ids, mask, shared, s.max_new_tokens, start=common)
+        answers = greedy_lines(backbone, ids, mask, shared, s.max_new_tokens, start=common)
         seconds = part + (time.perf_counter() - start) / len(batch)
         on_batch(len(batch))
         ids, mask = backbone.pad([end + targets[i] for end, i in zip(ends, batch, strict=True)], side="right")

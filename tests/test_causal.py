@@ -132,7 +132,7 @@ def test_many_memories_score_as_each_alone(opened, hidden):
 @pytest.mark.parametrize("method", pdmem.METHODS)
 def test_attention_behind_an_answer_is_that_of_its_prompt(opened, hidden, method):
     """The first token is foretold by the prompt alone, so what is looked at there is `attention_to_memory`'s last row."""
-    from pdmem_lib.memory import prompt_text
+    from pdmem_lib.prompts import prompt_text
 
     m = opened(method)
     state = states_of(m, hidden)[-1]

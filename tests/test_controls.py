@@ -11,7 +11,8 @@ import torch
 import pdmem_lib as pdmem
 from pdmem_lib import estimates
 from pdmem_lib.evaluation import MEMORIES, random_bank, shuffled_bank
-from pdmem_lib.memory import AnswerScore, MemoryModel
+from pdmem_lib.memory import MemoryModel
+from pdmem_lib.prompts import AnswerScore
 from pdmem_lib.methods import METHODS
 from pdmem_lib.states import encode_all, final_bank
 

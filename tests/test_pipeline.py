@@ -6,6 +6,7 @@ seconds; the last one runs the real smoke preset from end to end.
 
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -64,8 +65,30 @@ def workplace(tmp_path, monkeypatch):
 def snakemake(*options, **settings):
     settings = {"template": "run.ipynb", "report": "report.ipynb"} | SMALL | settings
     config = [f"{key}={value}" for key, value in settings.items()]
-    command = [sys.executable, "-m", "snakemake", "-s", str(NOTEBOOKS / "Snakefile"), "--cores", "2", *options]
-    return subprocess.run([*command, "--config", *config], capture_output=True, text=True, timeout=300)
+    words = ["-s", str(NOTEBOOKS / "Snakefile"), "--cores", "2", *options, "--config", *config]
+    if "--dry-run" not in options:
+        return subprocess.run([sys.executable, "-m", "snakemake", *words], capture_output=True, text=True, timeout=300)
+    said = Path("said-of-plan.txt")
+    plan = PLANS.Process(target=_plan, args=(words, said, dict(os.environ)))
+    plan.start()
+    plan.join(timeout=300)
+    return subprocess.CompletedProcess(words, plan.exitcode, said.read_text(), "")
+
+
+# A plan takes a second; that torch and Snakemake are imported, five more. So plans are made by copies of a process that has them.
+PLANS = multiprocessing.get_context("forkserver")
+PLANS.set_forkserver_preload(["torch", "snakemake.cli", "pdmem_lib.experiment"])
+
+
+def _plan(words, said, environment):
+    os.environ.clear()
+    os.environ.update(environment)
+    with open(said, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from snakemake.cli import main
+
+    main(words)
 
 
 def planned(**settings):

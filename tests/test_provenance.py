@@ -281,7 +281,7 @@ def test_find_turns_by_brute_force(tiny, model, conversations, asked, states, me
         mine = [q for id, _, q in usable if id == c.id]
         scores = []
         for q in mine:
-            text = pdmem.memory.PROMPT.format(question=q.question)
+            text = pdmem.prompts.PROMPT.format(question=q.question)
             attention = m.attention_to_memory(text, memory={name: bank for name in m.state})
             entries = m.adapter.queries(tiny.encode([text])[0]) @ parts if m.adapter.needs_inputs else parts
             sizes = entries.norm(dim=-1)  # (1+N, M)

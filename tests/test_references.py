@@ -16,7 +16,7 @@ import torch
 
 import pdmem_lib as pdmem
 from pdmem_lib import metrics, references, training
-from pdmem_lib import memory as prompts
+from pdmem_lib import prompts
 from pdmem_lib.evaluation import EvaluateSettings, frozen_answers, sample_questions
 from pdmem_lib.locomo import Question, parse
 from pdmem_lib.lora import LoRAModel

@@ -26,7 +26,7 @@ import torch
 import pdmem_lib as pdmem
 from pdmem_lib import cost_figures, figures, states
 from pdmem_lib.backbone import GPU_TOKENS, length_sorted_batches
-from pdmem_lib.memory import prompt_text, target_ids
+from pdmem_lib.prompts import prompt_text, target_ids
 
 sys.path.insert(0, str(Path(__file__).parent))
 import grow  # noqa: E402

@@ -16,7 +16,8 @@ import torch
 import pdmem_lib as pdmem
 from pdmem_lib.backbone import Backbone
 from pdmem_lib.cost_figures import COLUMNS
-from pdmem_lib.memory import greedy_lines, prompt_text
+from pdmem_lib.decoding import greedy_lines
+from pdmem_lib.prompts import prompt_text
 
 WRITERS = ("kv_extension", "hebbian", "slot")  # one a write rule
 TURNS, ENTRIES, USERS = (10, 1_000, 100_000), (64, 640, 6_400), (1, 10, 100, 1_000)

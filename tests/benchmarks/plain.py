@@ -8,7 +8,7 @@ both do the same mathematics and a test can hold them to the same losses.
 import torch
 
 from pdmem_lib import seam
-from pdmem_lib.memory import prompt_text, target_ids
+from pdmem_lib.prompts import prompt_text, target_ids
 from pdmem_lib.methods import Inputs
 
 LENGTH = 384  # tokens, of every example
