@@ -25,7 +25,7 @@ from .settings import Settings
 
 log = logging.getLogger(__name__)
 COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "seconds")
-CODE = ("backbone", "checkpoints", "lora", "memory", "methods", "seam", "states", "training", "write")
+CODE = ("backbone", "checkpoints", "frozen", "lora", "memory", "methods", "prompts", "seam", "states", "training", "write")
 ASKING = ("decoding", "evaluation")  # and these decide what is answered
 
 

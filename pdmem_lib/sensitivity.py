@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from .locomo import Conversation, Turn
 from .methods import REGISTRY
 
 BASE = "as it is"
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")  # a line of a figure each
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")  # of the lines of a figure, in turn
 LOCOMO = {"gain": "own − other (nats)", "own": "own (nats)", "retained": "retained (%)"}  # what is compared there
 
 
@@ -116,11 +117,10 @@ def held_out_by_rate(table: pd.DataFrame, subtitle: str) -> go.Figure:
     Columns method, rate, epochs, own, zero, f1_own (%), a row a trial; the likeliest of a method has a ring around it.
     """
     require(table, "method", "rate", "epochs", "own", "zero", "f1_own")
+    table = table.reset_index(drop=True)
     figure, panels = method_panels(table)
     lengths = sorted(set(table["epochs"]))
-    styles = dict(zip(lengths, DASHES, strict=False))
-    if len(styles) < len(lengths):
-        raise ValueError(f"{len(lengths)} numbers of epochs are more than {len(DASHES)} kinds of line: show fewer")
+    styles = dict(zip(lengths, cycle(DASHES)))
     for method, of_method in table.groupby("method", sort=False):
         look, best, (row, column) = look_of(method), of_method.iloc[of_method["own"].argmax()], panels[method]
         place = dict(row=row, col=column)
@@ -144,7 +144,7 @@ def held_out_by_rate(table: pd.DataFrame, subtitle: str) -> go.Figure:
     for length, dash in styles.items():
         legend_entry(figure, f"own memory, {length} epoch{'s' * (length != 1)}", mode="lines+markers",
                      line=dict(color=INK, width=3, dash=dash))
-    legend_entry(figure, "zero state", mode="lines", line=dict(color="#888888", width=2))
+    legend_entry(figure, "zero state, mean", mode="lines", line=dict(color="#888888", width=2))
     legend_entry(figure, "chosen, with its F1 (%)", marker=dict(symbol="circle-open", size=18, color=INK, line_width=2))
     rates = sorted(set(table["rate"]))
     tens = [rate for rate in rates if np.log10(rate).is_integer()]
@@ -155,7 +155,7 @@ def held_out_by_rate(table: pd.DataFrame, subtitle: str) -> go.Figure:
     seen = table[["own", "zero"]].to_numpy()
     reach = np.nanmax(seen) - np.nanmin(seen)
     figure.update_yaxes(range=[np.nanmin(seen) - 0.08 * reach, np.nanmax(seen) + 0.2 * reach])  # room for labels above a point
-    return finish(figure, "The learning rate, chosen on a conversation kept from training", subtitle,
+    return finish(figure, "Learning rate and epochs, chosen on a conversation kept from training", subtitle,
                   height=panel_height(panels), left=130)
 
 

@@ -2,15 +2,18 @@
 answers; and what is no checkpoint of it is never gone on from."""
 
 import logging
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 import pdmem_lib as pdmem
+from pdmem_lib import checkpoints
 from pdmem_lib.experiment import CONTROLS, load_record
 from pdmem_lib.files import load_tensors, save_tensors
 
@@ -270,3 +273,20 @@ def test_a_damaged_run_is_not_reported(tiny, tmp_path):
             load_record(tmp_path)
         file.write_bytes(whole)
     assert load_record(tmp_path) == record
+
+
+def test_every_module_that_decides_a_run_counts_in_its_checkpoint():
+    """A new one must be listed, here or there: else a killed run goes on from what other code has made."""
+    library = Path(checkpoints.__file__).parent
+    found, open_ends = set(), ["training", "evaluation", "lora"]
+    while open_ends:
+        module = open_ends.pop()
+        if module not in found:
+            found.add(module)
+            lines = re.findall(r"^ *from (\.\w* import .+)", (library / f"{module}.py").read_text(), flags=re.MULTILINE)
+            names = [re.findall(r"\w+", line.partition("import")[2] if line.startswith(". ") else line.partition(" ")[0])
+                     for line in lines]
+            open_ends += [name for line in names for name in line if (library / f"{name}.py").exists()]
+    made_of_answers = {"estimates", "metrics", "provenance"}  # what comes after them: it is made anew anyway
+    beside = {"cards", "files", "locomo", "persistence", "settings"}  # files and forms; data and settings count themselves
+    assert found == {*checkpoints.CODE, *checkpoints.ASKING, *made_of_answers, *beside}

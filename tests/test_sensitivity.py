@@ -80,8 +80,9 @@ def test_the_figure_of_rates_has_a_line_a_number_of_epochs():
     [ring] = [trace for trace in figure.data if trace.marker.symbol == "circle-open" and trace.x[0] is not None]
     assert (ring.x[0], ring.y[0]) == (0.001, -1.4)
     assert {annotation.text for annotation in figure.layout.annotations} == {"<b>M.6 Slots</b>", "11.0", "2", "10"}
-    with pytest.raises(ValueError, match="show fewer"):
-        sensitivity.held_out_by_rate(pd.concat([table.assign(epochs=n) for n in range(9)]), "made up")
+    many = sensitivity.held_out_by_rate(pd.concat([table[:2].assign(epochs=n) for n in range(1, 10)]), "made up")
+    assert sum(trace.mode == "lines+markers" and trace.x[0] is not None for trace in many.data) == 9
+    assert [annotation.text for annotation in many.layout.annotations].count("12.0") == 1  # rows of one index, too
 
 
 def test_the_figure_of_locomo_has_a_panel_a_measure():

@@ -509,7 +509,7 @@ def test_the_tuned_settings_are_those_that_won_on_the_held_out_conversation():
     for method, chosen in PRESETS["tuned"].chosen.items():
         tried = table[table["method"] == method]
         won = tried.loc[tried["own"] == tried["own"].max(), ["rate", "epochs"]].values.tolist()
-        assert won == [[chosen["lr"], chosen["epochs"]]] and len(tried) >= 6
+        assert won == [[chosen["lr"], chosen["epochs"]]] and len(tried[["rate", "epochs"]].drop_duplicates()) >= 5
         assert chosen["warmup_steps"] / chosen["epochs"] == TrainSettings().warmup_steps / TrainSettings().epochs
 
 
