@@ -291,7 +291,7 @@ def _describe(model: MemoryModel, conversations: Sequence[Conversation], asked) 
     rows = []
     for id, number, q in asked:
         sessions = by_id[id].evidence_sessions(q)
-        prompt = len(model.backbone.token_ids(prompts.PROMPT.format(question=q.question)))
+        prompt = len(model.backbone.token_ids(prompts.prompt_text(q.question)))
         rows.append(dict(
             conversation=id, number=number, question=q.question, answer=q.answer, category=q.category, lag=q.lag,
             session_distance=by_id[id].turns[-1].session - sessions[0] if sessions else float("nan"),

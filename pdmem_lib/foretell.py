@@ -138,7 +138,7 @@ def look(model: MemoryModel, data: Data, experiment: Experiment, hidden: Sequenc
         model.write_hidden([*hidden] * MORE)
         texts = [q for *_, q in asked if q.evidence]
         if texts:
-            frozen = model.backbone.encode([prompts.PROMPT.format(question=q.question) for q in texts[:8]], s.autocast,
+            frozen = model.backbone.encode([prompts.prompt_text(q.question) for q in texts[:8]], s.autocast,
                                            progress=False)
             each = -(-len(texts) // len(data.test))  # questions of a conversation
             seconds["turn traced"] = _time(lambda: _trace(model, hidden, frozen, each)) / len(hidden)

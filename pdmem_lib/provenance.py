@@ -228,7 +228,7 @@ def relative_scores(scores: np.ndarray) -> np.ndarray:
 def _conversation_scores(model: MemoryModel, questions: Sequence[Question], hidden: Sequence[Tensor], progress: bool,
                          autocast: bool | str) -> np.ndarray:
     """`turn_scores` of each question with the bank after all turns, (Q, N)."""
-    texts = [prompts.PROMPT.format(question=q.question) for q in questions]
+    texts = [prompts.prompt_text(q.question) for q in questions]
     turns = tqdm(hidden, desc="trace turns", unit="turn", disable=not progress, mininterval=1.0, leave=False)
     if model.adapter.needs_inputs:
         frozen = model.backbone.encode(texts, autocast=autocast, progress=False)
