@@ -48,6 +48,7 @@ MORE = 4  # times that a look writes them again, for a bank as full as a whole c
 BATCHES = 3  # of a training, of near-equal length each, that a look takes a step on
 LOOK = {True: 3, False: 30}  # seconds of one look, about: whether the backbone is a tiny one
 BEGIN = 15  # seconds until the looks begin, about
+BUSY = 20  # % of the processors that other work may take before it is spoken of [D]
 
 
 # ---- counting --------------------------------------------------------------------------------------------------------
@@ -311,7 +312,8 @@ def foretell(runs: Sequence[tuple[str, int, int]], backbone: str = "auto", data:
     """How long ``runs`` (method, capacity, seed) of a preset will take on ``cores``, ``threads`` each.
 
     ``folder``: where they are made; what a killed one has trained already, by its checkpoint there, is left out. Takes
-    about `LOOK` seconds for each method and capacity, shared by the cores, and says so to ``say`` before.
+    about `LOOK` seconds for each method and capacity, shared by the cores, and says so to ``say`` before; other work on
+    this machine (above `BUSY`) is said as well, since slow looks foretell slow runs.
     """
     import pandas as pd
 
@@ -329,6 +331,7 @@ def foretell(runs: Sequence[tuple[str, int, int]], backbone: str = "auto", data:
     tasks += (tasks * side_by_side)[: -len(tasks) % side_by_side]  # so that none is looked at alone
     say(f"foretelling {len(runs)} runs: {len(tasks)} looks, {side_by_side} at a time, about "
         f"{_clock(BEGIN + LOOK[backbone in TINY_NAMES] * -(-len(tasks) // side_by_side))}")
+    _say_if_busy(say)
     found: dict[tuple[str, int], list[dict]] = {}
     with ProcessPoolExecutor(side_by_side, get_context("spawn"), _begin, (backbone, data, preset, threads)) as pool:
         for task, result in zip(tasks, pool.map(_look_at, *zip(*tasks, strict=True)), strict=True):
@@ -349,6 +352,13 @@ def foretell(runs: Sequence[tuple[str, int, int]], backbone: str = "auto", data:
     wall = {name: DRIFT[name] * before + lay_out(table[name], side_by_side) for name in LENGTHS}
     say(f"looked for {_clock(time.perf_counter() - began)}")
     return Foretold(table, before, wall)
+
+
+def _say_if_busy(say: Callable[[str], object]) -> None:
+    import psutil
+
+    if (busy := psutil.cpu_percent(interval=1.0)) > BUSY:
+        say(f"other work takes {busy:.0f} % of the processors now: the looks, and what they foretell, are slower for it")
 
 
 def lay_out(seconds: Sequence[float], workers: int) -> float:

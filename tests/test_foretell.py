@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -135,6 +136,14 @@ def test_a_foretelling_has_a_line_a_method_and_a_range(tmp_path, monkeypatch):
     assert told.wall["low"] < told.wall["seconds"] < told.wall["high"] < told.runs["high"].sum() + told.before
     text = foretell.lines(told, now=0.0)
     assert "slot" in text[0] and "3 runs of" in text[0] and "in all" in text[-1]
+
+
+@pytest.mark.parametrize("busy, lines", [(3.0, 0), (70.0, 1)])
+def test_other_work_on_the_machine_is_said(monkeypatch, busy, lines):
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: busy)
+    said = []
+    foretell._say_if_busy(said.append)
+    assert len(said) == lines and all("70 %" in line for line in said)
 
 
 def test_a_name_that_is_no_run_and_a_count_that_is_none_are_refused():
