@@ -16,6 +16,9 @@ KEEP ?=
 # What `make rates` tries, comma lists; empty: the notebook's own.
 RATES ?=
 EPOCHS ?=
+# What `make sensitivity` changes, a comma list (empty: all it knows), and settings that all its runs have: "epochs: 2, lr: 0.001".
+SETTINGS ?=
+OVERRIDES ?=
 # Runs at a time on one GPU; empty: as many as its memory holds.
 SHARE ?=
 PROFILE ?=
@@ -44,7 +47,7 @@ CHAPTERS := $(filter-out notebooks/9%,$(wildcard notebooks/[0-9]*.ipynb)) $(wild
 
 help: ## list the targets
 	@sed -n 's/^\([a-z.-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
-	@echo "  Variables: PRESET=smoke|quick|full|tuned BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 KEEP=1 RATES=0.01,0.1 EPOCHS=2,5 SHARE=4 PROFILE=slurm|kubernetes NO_VENV=1"
+	@echo "  Variables: PRESET=smoke|quick|full|tuned BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 KEEP=1 RATES=0.01,0.1 EPOCHS=2,5 SETTINGS= OVERRIDES= SHARE=4 PROFILE=slurm|kubernetes NO_VENV=1"
 
 setup: $(READY) ## make the environment (the others do it by themselves)
 
@@ -96,6 +99,7 @@ sensitivity: $(READY) ## which choice carries recall: slots on tiny-gpt2, or MET
 	@$(RUN) -m papermill notebooks/$(if $(DATA),94_sensitivity_locomo,93_sensitivity).ipynb "data/runs/$(SENSITIVITY)/sensitivity.ipynb" \
 	  -k python3 --log-output --no-progress-bar $(if $(DATA),-r data "$(DATA)" -r preset "$(PRESET)") \
 	  -r backbone "$(or $(BACKBONE),tiny-gpt2)" $(if $(METHODS),-r methods "$(METHODS)") $(if $(SEEDS),-r seeds "$(SEEDS)") \
+	  $(if $(SETTINGS),-r settings "$(SETTINGS)") $(if $(OVERRIDES),-y "overrides: {$(OVERRIDES)}") \
 	  -r runs_dir "data/runs/$(SENSITIVITY)" -r figures_dir "figures/$(SENSITIVITY)"
 
 TRIALS := rates-$(or $(BACKBONE),tiny-gpt2)$(if $(BACKBONE),-$(PRESET)-$(notdir $(or $(DATA),locomo)),-smoke-synthetic)

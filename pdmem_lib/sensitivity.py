@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 from plotly.subplots import make_subplots
 
 from ._plot import (INK, WIDTH, finish, label_panels, legend_entry, literal, look_of, method_panels, panel_height, require,
@@ -19,6 +20,7 @@ from .experiment import circumstances
 from .files import atomic_path
 from .locomo import Conversation, Turn
 from .methods import REGISTRY
+from .states import encode_all
 
 BASE = "as it is"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")  # of the lines of a figure, in turn
@@ -42,6 +44,24 @@ def start_times(method: str, factor: float) -> type:
         def initial_state(self):
             return {name: factor * entries for name, entries in super().initial_state().items()}
     return Start
+
+
+def centred(method: str, backbone: Backbone, conversations: Sequence[Conversation]) -> type:
+    """The method, which writes each hidden state less the mean state of ``conversations``, at the size of states [D].
+
+    States of all tokens point nearly the same way, and so do banks of them (`banks.bank_table`).
+    """
+    states = torch.cat([H for turns in encode_all(backbone, conversations, progress=False).values() for H in turns])  # (T, d)
+    mean = states.mean(dim=0)
+    size = states.norm() / (states - mean).norm()
+
+    class Centred(REGISTRY[method]):
+        def write(self, state, H):
+            return super().write(state, size * (H - mean.to(H.device)))
+
+        def decay(self, state, H):
+            return super().decay(state, size * (H - mean.to(H.device)))
+    return Centred
 
 
 def dated(conversations: Sequence[Conversation]) -> list[Conversation]:

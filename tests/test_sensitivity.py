@@ -10,6 +10,8 @@ from scipy.stats import t
 from pdmem_lib import conformance, sensitivity
 from pdmem_lib.locomo import Conversation, Turn
 from pdmem_lib.sensitivity import BASE
+from pdmem_lib.states import encode_all
+from pdmem_lib.synthetic import synthetic_conversations
 
 RECALL = {(BASE, 42): (0.8, 0.4), (BASE, 43): (0.6, 0.2), ("no gate", 42): (0.9, 0.7), ("no gate", 43): (0.7, 0.9),
           ("γ 1", 43): (0.5, 0.1)}  # setting, seed: recall at two lags
@@ -127,6 +129,21 @@ def test_a_start_is_a_multiple(model):
         large = model("slot").adapter.initial_state()
     for name, entries in model("slot").adapter.initial_state().items():
         torch.testing.assert_close(large[name], 10 * entries)
+
+
+@pytest.mark.parametrize("method", ["kv_extension", "hebbian", "slot"])
+def test_states_are_written_less_their_mean_at_their_size(model, method):
+    talks, plain = synthetic_conversations(2, 2, seed=0), model(method)
+    with conformance.registered(sensitivity.centred(method, plain.backbone, talks), method):
+        centred = model(method)
+    states = torch.cat([H for turns in encode_all(plain.backbone, talks, progress=False).values() for H in turns])
+    less = states - states.mean(dim=0)
+    less *= states.square().mean().sqrt() / less.square().mean().sqrt()
+    start = plain.adapter.initial_state()
+    for name, entries in centred.adapter.write(start, states[:9]).items():
+        torch.testing.assert_close(entries, plain.adapter.write(start, less[:9])[name])
+        assert not torch.allclose(entries, plain.adapter.write(start, states[:9])[name], rtol=0.01)
+    torch.testing.assert_close(centred.adapter.decay(start, states[:9]), plain.adapter.decay(start, less[:9]))
 
 
 def test_names_from_data_are_shown_literally(table):
