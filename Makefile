@@ -87,7 +87,7 @@ foretell: $(READY) ## how long a preset's runs will take on this machine, withou
 	@$(RUN) -m pdmem_lib foretell --preset "$(PRESET)" --backbone "$(or $(BACKBONE),auto)" --data "$(or $(DATA),auto)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(CORES),--cores "$(CORES)")
 
 RECALL := recall-$(or $(BACKBONE),tiny-gpt2)
-recall: $(READY) ## the task whose answer is known: tiny-gpt2 (5 min), or BACKBONE=smollm2-135m (an hour); goes on where it stopped
+recall: $(READY) ## the task whose answer is known: tiny-gpt2 (4 min), or BACKBONE=smollm2-135m (40 min); goes on where it stopped
 	@mkdir -p "data/runs/$(RECALL)"
 	@$(RUN) -m papermill notebooks/92_recall.ipynb "data/runs/$(RECALL)/recall.ipynb" -k python3 --log-output --no-progress-bar \
 	  -r backbone "$(or $(BACKBONE),tiny-gpt2)" -r methods "$(METHODS)" $(if $(SEEDS),-p seed "$(SEEDS)") \
