@@ -56,7 +56,8 @@ def look_of(method: str) -> Look:
     """
     name, _, beside = method.partition(".")
     known = REGISTRY.get(name)
-    label = method if known is None else f"{known.alias} {known.title}".removeprefix("baseline ")
+    own = f"{getattr(known, 'alias', '')} {getattr(known, 'title', '')}".strip()  # a reader's own may have neither
+    label = own.removeprefix("baseline ") or method
     label = f"{label}, {beside}" if beside and known else label
     return Look(literal(label), *_COLOURS.get(method, ("#6B6B6B", "hexagon")))
 

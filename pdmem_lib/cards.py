@@ -77,8 +77,8 @@ def model_card(record: Mapping[str, Any], summary: "pandas.DataFrame | None" = N
     method, data = record["method"], record.get("data")
     lora = method.split(".")[-1] == estimating.LORA[1:]
     backbone = record["backbone"]
-    if Path(backbone).is_absolute():
-        backbone = Path(backbone).name  # where it lay is nobody's business
+    if Path(backbone).is_absolute() or Path(backbone).is_dir():
+        backbone = Path(backbone).name  # where it lay is nobody's business, and no repository of the hub
     on_hub = backbone.count("/") == 1 and not backbone.startswith((".", "~"))
     licence, about = DATA.get(data, ("unknown", f"the file {_code(data)} (sha256 {record.get('data_sha256', '')[:12]}): "
                                                 "ask its owner under which licence"))

@@ -64,9 +64,9 @@ def merge(model: MemoryModel, a: State, b: State, turns: tuple[int, int], start:
         raise ValueError("turns are how many were written to either from the start, two numbers of at least 0; got "
                          f"{turns}")
     family, gamma = model.adapter, model.settings.gamma
-    if isinstance(family, SparseSlots):
+    if isinstance(family, SparseSlots) and len(start) == 1:
         return {"P": _merged_slots(a["P"], b["P"], start["P"])}
-    if not isinstance(family, AttentionCoupledBank | HebbianMatrix):
+    if not isinstance(family, AttentionCoupledBank | HebbianMatrix) or len(start) != 1:
         raise ValueError(f"no meaning is known for the sum of two states of {model.method}: write all turns into one "
                          "memory, or say what merging means for its write family here")
     ((name, old),) = start.items()
@@ -117,7 +117,7 @@ def take_away(model: MemoryModel, state: State, hidden: Sequence[Tensor], since:
     be told from the bank of its time, and for a method of no known write rule.
     """
     family, gamma = model.adapter, model.settings.gamma
-    if not isinstance(family, AttentionCoupledBank | HebbianMatrix):
+    if not isinstance(family, AttentionCoupledBank | HebbianMatrix) or len(state) != 1:
         raise ValueError(f"what a turn left in a memory of {model.method} cannot be told from the turn alone: keep the "
                          "texts of all turns, which forgets exactly")
     ((name, present),) = model.checked(state).items()

@@ -155,6 +155,7 @@ def evaluate(model: MemoryModel, conversations: Iterable[Conversation], checkpoi
     asked = sample_questions(conversations, s.questions_per_bucket)
     if not asked:
         raise ValueError("there is no question to ask: give conversations that have questions")
+    prompts.require_fitting(model.backbone, ((id, q) for id, _, q in asked), s.max_new_tokens)
     with_banks = s.memory == "own" and bool(model.adapter.initial_state())
     states = encode_all(model.backbone, conversations, s.progress, s.autocast) if with_banks else {}
     places, final = _write_banks(model, conversations, asked, states, s)

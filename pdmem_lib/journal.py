@@ -72,7 +72,10 @@ class Journal:
     def close(self) -> None:
         """Let go of the folder; what is open stays readable."""
         if self._lock:
-            self._lock.close()  # which unlocks it
+            import fcntl
+
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing it would not, while a forked child has it open
+            self._lock.close()
         self._lock, self.read_only = None, True
 
     # ---- reading ----
@@ -97,8 +100,9 @@ class Journal:
             except (FileNotFoundError, ValueError):
                 if not self.read_only or attempt == 2:  # a reader may come between a writer's new state and its new log
                     raise
-        if not self.read_only and saved.adapter_fingerprint != self._belongs_to["adapter_fingerprint"]:
+        if not self.read_only:
             self._save_adapter()
+        if not self.read_only and saved.adapter_fingerprint != self._belongs_to["adapter_fingerprint"]:
             self._commit(now, self._end)
             self._tidy(entries, self._belongs_to["adapter_fingerprint"])
         return found
@@ -205,8 +209,10 @@ class Journal:
             "log": end.log, "entries": end.entries, "chain": end.chain, "age": now.age})
 
     def _save_adapter(self) -> None:
-        folder = self.folder / _adapter_name(self._belongs_to["adapter_fingerprint"])
-        if not folder.is_dir():
+        fingerprint = self._belongs_to["adapter_fingerprint"]
+        folder = self.folder / _adapter_name(fingerprint)
+        if not persistence.holds_adapter(folder, fingerprint):
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged one
             with atomic_path(folder) as partial:
                 self.model.save_pretrained(partial)
 

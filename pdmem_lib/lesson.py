@@ -9,6 +9,7 @@ show what the memory holds, and that it cannot answer from it.
 """
 
 import random
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -20,7 +21,7 @@ from .backbone import Backbone
 from .files import atomic_path, cache_folder, load_json, save_json
 from .locomo import Conversation
 from .memory import MemoryModel
-from .methods import State
+from .methods import State, method_name
 from .recall import SMALL_TALK
 from .synthetic import synthetic_conversations
 from .training import train_pairs
@@ -148,6 +149,7 @@ def folder_of(backbone: Backbone, method: str, capacity: int, seed: int, schedul
 def find(backbone: Backbone, method: str, capacity: int = 1, seed: int = 42,
          schedule: Schedule | None = None) -> tuple[MemoryModel, Learnt] | None:
     """The trained adapter where one is kept, and what it learnt; None where there is none, or a damaged one."""
+    method = method_name(method)
     folder = folder_of(backbone, method, capacity, seed, schedule or SCHEDULES[method])
     try:
         return MemoryModel.from_pretrained(folder, backbone), Learnt(**load_json(folder / "lesson.json"))
@@ -159,11 +161,14 @@ def learn(backbone: Backbone, method: str, capacity: int = 1, seed: int = 42, sc
           on_step: Callable[[int, int], None] | None = None,
           course: Course | None = None) -> tuple[MemoryModel, Learnt]:
     """Train an adapter on the lesson, check it and keep it. ``on_step(step, of)`` comes before each step."""
+    method = method_name(method)
     schedule = schedule or SCHEDULES[method]
     course, model = course or Course(backbone), MemoryModel(backbone, method, capacity, seed)
     seconds = course.teach(model, schedule, on_step and (lambda step: on_step(step, schedule.steps)), seed)
     learnt = Learnt(schedule.steps, schedule.lr, *course.check(model, seed=seed), seconds)
     folder = folder_of(backbone, method, capacity, seed, schedule)
+    if find(backbone, method, capacity, seed, schedule) is None:
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one, which would stay
     with atomic_path(folder) as partial:
         model.save_pretrained(partial)
         save_json(partial / "lesson.json", asdict(learnt))

@@ -61,20 +61,17 @@ class LoRAModel(MemoryModel):
     def _forward(self, text: str, memory: Memory, **collected: list[Tensor]) -> tuple[Tensor, seam.Injection]:
         return (self._bare if memory == "off" else super())._forward(text, memory, **collected)
 
-    def token_log_probs(self, question: str, answer: str, memory: Memory = "own") -> tuple[list[str], Tensor]:
-        return (self._bare if memory == "off" else super()).token_log_probs(question, answer, memory)
+    def token_log_probs_under(self, memories: Sequence[Memory], *asked, **options) -> tuple[list[str], Tensor]:
+        return (self._bare if "off" in memories else super()).token_log_probs_under(memories, *asked, **options)
 
-    def score_pairs(self, memories: Sequence[Memory], questions: Sequence[str], answers: Sequence[str]) -> AnswerScore:
-        return (self._bare if "off" in memories else super()).score_pairs(memories, questions, answers)
+    def score_pairs(self, memories: Sequence[Memory], *asked, **options) -> AnswerScore:
+        return (self._bare if "off" in memories else super()).score_pairs(memories, *asked, **options)
 
-    def score(self, questions: Sequence[str], answers: Sequence[str], memory: Memory = "own",
-              contexts: Sequence[str] | None = None) -> AnswerScore:
-        return (self._bare if memory == "off" else super()).score(questions, answers, memory, contexts)
+    def scores_under(self, memories: Sequence[Memory], *asked, **options) -> AnswerScore:
+        return (self._bare if "off" in memories else super()).scores_under(memories, *asked, **options)
 
-    def answer(self, questions: Sequence[str], max_new_tokens: int = 24, memory: Memory = "own", batch_size: int = 32,
-               on_batch=None, contexts: Sequence[str] | None = None) -> list[str]:
-        model = self._bare if memory == "off" else super()
-        return model.answer(questions, max_new_tokens, memory, batch_size, on_batch, contexts)
+    def answers_under(self, memories: Sequence[Memory], *asked, **options) -> list[list[str]]:
+        return (self._bare if "off" in memories else super()).answers_under(memories, *asked, **options)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write LoRA's weights and settings in PEFT's own format: ``peft.PeftModel.from_pretrained`` reads them too."""

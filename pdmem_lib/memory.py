@@ -184,6 +184,7 @@ class MemoryModel:
         return torch.stack(opened).float().cpu() if opened else None
 
     def _forward(self, text: str, memory: Memory, **collected: list[Tensor]) -> tuple[Tensor, seam.Injection]:
+        (text,) = list_of_texts("the text", [text])
         ids, mask = self.backbone.pad([self._fitting(self.backbone.token_ids(text))], side="right")
         injection = self._injection_for([memory], ids, question=mask)
         for part in [injection] if isinstance(injection, seam.Branch) else injection or []:

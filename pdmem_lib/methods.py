@@ -433,11 +433,14 @@ METHODS: tuple[str, ...] = tuple(name for name in REGISTRY if name != "baseline"
 
 
 def method_name(name: str) -> str:
-    """A registered name or an alias ("M.1" ... "M.6") -> the registered name."""
-    aliases = {method.alias: known for known, method in REGISTRY.items()}
+    """A registered name or an alias ("M.1" ... "M.6") -> the registered name. An alias is the first one's who has it."""
+    aliases: dict[str, str] = {}
+    for known, method in REGISTRY.items():
+        aliases.setdefault(getattr(method, "alias", known), known)
     known = aliases.get(name, name)
     if known not in REGISTRY:
-        raise ValueError(f"unknown method {name!r}: known are {', '.join(f'{n} ({m.alias})' for n, m in REGISTRY.items())}")
+        names = (f"{n} ({m.alias})" if aliases.get(getattr(m, "alias", None)) == n else n for n, m in REGISTRY.items())
+        raise ValueError(f"unknown method {name!r}: known are {', '.join(names)}")
     return known
 
 

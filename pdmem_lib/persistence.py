@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .memory import MemoryModel
 
 SCHEMA = 2  # of both files
+HEADER = 99_000_000  # bytes of metadata: safetensors allows a header 100 MB
 CONFIG, WEIGHTS = "config.json", "adapter.safetensors"
 
 
@@ -131,9 +132,9 @@ def adapter_folder(name: str | Path, revision: str | None = None) -> Path:
 def read_config(folder: Path) -> AdapterConfig:
     """The folder's ``config.json``, checked; FileNotFoundError where either file is missing.
 
-    Where a save was cut off between the two files, config.json is of the weights before: if it differs from the config
-    in the weights by their fingerprint alone, the latter is taken. If it is of these weights and says something else, but
-    for the backbone's name, which one may rename, one of the two is damaged: ValueError.
+    Where a save was cut off between the two files, config.json is of the weights before: where it is of other weights
+    of this method and backbone, the config in the weights is taken. If it is of these weights and says something else, but for
+    the backbone's name, which one may rename, one of the two is damaged: ValueError.
     """
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
@@ -142,9 +143,10 @@ def read_config(folder: Path) -> AdapterConfig:
     within = _metadata(folder / WEIGHTS).get("config")
     if within is not None:
         within = _parse_config(within, folder, WEIGHTS)
-        if replace(config, fingerprint=within.fingerprint) == within:
+        other_weights, same = config.fingerprint != within.fingerprint, config.settings.method == within.settings.method
+        if other_weights and same and config.backbone_fingerprint == within.backbone_fingerprint:
             return within
-        if config.fingerprint == within.fingerprint and replace(config, backbone=within.backbone) != within:
+        if not other_weights and replace(config, backbone=within.backbone) != within:
             raise ValueError(f"{folder / CONFIG} is damaged: it differs from the config within {WEIGHTS}; save the adapter "
                              "again")
     return config
@@ -187,6 +189,16 @@ def load_weights(model: "MemoryModel", folder: Path, config: AdapterConfig) -> N
         raise ValueError(f"{file} is damaged, or was not saved with the {CONFIG} beside it (fingerprints differ): save "
                          "the adapter again")
     model.reset()
+
+
+def holds_adapter(folder: Path, wanted: str) -> bool:
+    """Whether an undamaged adapter of this `adapter_fingerprint` lies in ``folder``."""
+    from safetensors.torch import load_file
+
+    try:
+        return read_config(folder).fingerprint == wanted == fingerprint(load_file(folder / WEIGHTS))
+    except Exception:  # safetensors raises a type of its own
+        return False
 
 
 # ---- states ----------------------------------------------------------------------------------------------------------
@@ -249,12 +261,15 @@ def identity(model: "MemoryModel") -> dict[str, str]:
 
 def save_state(state: State, belongs_to: Mapping[str, str], file: str | Path, turns: int | None = None,
                log: Iterable[LogEntry] = (), keep_text: bool = False, session: Mapping[str, Any] | None = None) -> None:
-    """Write ``state``, bit for bit; ``belongs_to`` is the `identity` of its model."""
+    """Write ``state``, bit for bit; ``belongs_to`` is the `identity` of its model. ValueError for too long a log."""
     from safetensors.torch import save_file
 
     metadata = {"schema": str(SCHEMA), **belongs_to, "state_sha256": fingerprint(state),
                 "turns": "" if turns is None else str(turns), "written": utc_now(),
                 "log": json.dumps([entry.as_json(keep_text) for entry in log]), "session": json.dumps(session or {})}
+    if len(json.dumps(metadata)) > HEADER:
+        raise ValueError(f"{file}: the log is too long for a state file, whose header holds {HEADER / 1e6:.0f} MB: leave it "
+                         "out (log=False in Session.save_state), or its texts; a session's folder keeps all of it")
     with atomic_path(file) as partial:
         save_file({k: v.contiguous().cpu() for k, v in state.items()}, partial, metadata=metadata)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from . import seam
 from .backbone import Backbone
 from .decoding import positions_of
+from .locomo import Question
 
 CONTEXT = "{context}\n\n"  # in front of the prompt, where a question comes with a text to read [D]
 PROMPT = "Question: {question}\nShort answer:"  # [D]
@@ -45,6 +46,20 @@ def prompt_texts(questions: Sequence[str], contexts: Sequence[str] | None) -> li
 def target_ids(backbone: Backbone, answer: str) -> list[int]:
     """The tokens that are scored for ``answer``, closing line feed included."""
     return backbone.token_ids(ANSWER.format(answer=answer), special=False)
+
+
+def require_fitting(backbone: Backbone, questions: Iterable[tuple[str, Question]], new_tokens: int = 0) -> None:
+    """ValueError that names the first of these (conversation id, question) whose prompt does not leave the context room for
+    its answer, or for so many new tokens."""
+    for id, q in questions:
+        prompt = prompt_text(q.question)
+        if len((prompt + ANSWER.format(answer=q.answer)).encode()) + max(new_tokens, 2) <= backbone.max_tokens:
+            continue  # a token is a byte at least, and two may stand around a text
+        asked, answer = len(backbone.token_ids(prompt)), len(target_ids(backbone, q.answer))
+        if asked + max(answer, new_tokens) > backbone.max_tokens:
+            raise ValueError(f"the question {q.question[:60]!r} of conversation {id!r} has {asked} tokens with its prompt, its "
+                             f"answer {answer}: with {max(answer, new_tokens)} they do not fit the context of "
+                             f"{backbone.max_tokens} tokens; shorten or leave it out")
 
 
 def list_of_texts(what: str, texts: Iterable[str]) -> list[str]:

@@ -180,6 +180,8 @@ def find_turns(model: MemoryModel, conversations: Sequence[Conversation], asked:
             reason = f"{model.method} reports no attention to memory, so it points at no turn"
     if not reason and type(model.adapter).decay is Method.decay:
         reason = f"{model.method} does not say what its write keeps (decay), so no turn can be traced"
+    if not reason and len(model.adapter.initial_state()) != 1:
+        reason = f"{model.method} keeps several tensors, and turns are traced in exactly one"
     known = {c.id: c for c in conversations}
     groups: dict[str, list[tuple[int, Question]]] = {}
     for id, number, question in asked:

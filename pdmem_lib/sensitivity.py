@@ -19,7 +19,7 @@ from .backbone import Backbone
 from .experiment import circumstances
 from .files import atomic_path
 from .locomo import Conversation, Turn
-from .methods import REGISTRY
+from .methods import REGISTRY, method_name
 from .states import encode_all
 
 BASE = "as it is"
@@ -31,8 +31,15 @@ LOCOMO = {"gain": "own − other (nats)", "own": "own (nats)", "retained": "reta
 
 
 def last_third(method: str) -> type:
-    """The method, its memory entering the last third of the blocks only: elsewhere the gate is shut for good [D]."""
-    class LastThird(REGISTRY[method]):
+    """The method, its memory entering the last third of the blocks only: elsewhere the gate is shut for good [D].
+
+    ValueError for one without a gate of keys and values (M.2, M.5).
+    """
+    known = REGISTRY[method_name(method)]
+    if not hasattr(known, "gate_of"):
+        raise ValueError(f"{method} has no gate a block to shut: name one of M.1, M.3, M.4 and M.6")
+
+    class LastThird(known):
         def gate_of(self, block):
             return self.gate[block] if block >= self.L - self.L // 3 else 0 * self.gate[block]
     return LastThird
@@ -40,7 +47,7 @@ def last_third(method: str) -> type:
 
 def start_times(method: str, factor: float) -> type:
     """The method with a P_0 ``factor`` times as large."""
-    class Start(REGISTRY[method]):
+    class Start(REGISTRY[method_name(method)]):
         def initial_state(self):
             return {name: factor * entries for name, entries in super().initial_state().items()}
     return Start
@@ -55,7 +62,7 @@ def centred(method: str, backbone: Backbone, conversations: Sequence[Conversatio
     mean = states.mean(dim=0)
     size = states.norm() / (states - mean).norm()
 
-    class Centred(REGISTRY[method]):
+    class Centred(REGISTRY[method_name(method)]):
         def write(self, state, H):
             return super().write(state, size * (H - mean.to(H.device)))
 
@@ -96,6 +103,7 @@ def kept(file: Path, record: dict, backbone: Backbone, make: Callable[[], pd.Dat
         start = time.perf_counter()
         table = make()
         file.parent.mkdir(parents=True, exist_ok=True)
+        beside.unlink(missing_ok=True)  # it speaks of another table than the next one
         with atomic_path(file) as partial:
             table.to_csv(partial, index=False, float_format="%.6g")
         with atomic_path(beside) as partial:

@@ -11,8 +11,10 @@ call that changes something is on disk when it returns, whole or not at all, and
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ from .locomo import texts_of
 from .memory import MemoryModel
 from .methods import State
 from .persistence import LogEntry, SavedState, text_sha256, utc_now
+from .prompts import list_of_texts
 
 if TYPE_CHECKING:
     import pandas
@@ -60,14 +63,13 @@ class Session:
         self._snapshots: dict[str, Point] = {}
         self._merged: dict[str, State] = {}
         self._journal = Journal(folder, model, read_only) if folder is not None else None
-        if self._journal:
-            try:
-                now, self._log, self._snapshots, self._merged = self._journal.load()
-                self._now = replace(now, state=model.checked(now.state))
-            except BaseException:
-                self.close()
-                raise
-        self._next = 1 + max((entry.turn for entry in self._log if entry.turn is not None), default=-1)
+        self._cut_off = self._journal is not None  # the folder may hold something else than what is held here
+        try:
+            self._settle()
+        except BaseException:
+            self.close()
+            raise
+        self._next = _next_turn(self._log)
 
     @classmethod
     def open(cls, folder: str | Path, backbone: Backbone | None = None, keep_text: bool = False,
@@ -93,16 +95,19 @@ class Session:
     @property
     def state(self) -> State:
         """The memory as it is now."""
+        self._settle()
         return self._now.state
 
     @property
     def turns(self) -> int:
         """How many turns were written here and not forgotten."""
+        self._settle()
         return self._now.turns
 
     @property
     def snapshots(self) -> list[str]:
         """Their names, the oldest first."""
+        self._settle()
         return sorted(self._snapshots, key=lambda name: self._snapshots[name].entries)
 
     # ---- talking ----
@@ -129,7 +134,7 @@ class Session:
 
     def ask(self, questions: str | Sequence[str], max_new_tokens: int = 24) -> str | list[str]:
         """The answer, or a list of them to a list of questions, noted in the transcript unless read-only."""
-        asked = [questions] if isinstance(questions, str) else list(questions)
+        asked = _questions(questions)
         answers = self.model.answer(asked, max_new_tokens, memory=self.state)
         if not (self._journal and self._journal.read_only):
             self._append(self._now, [
@@ -143,7 +148,7 @@ class Session:
         state = self.state
         for text in texts_of(turns):
             state = self._written(state, self._encode(text))
-        asked = [questions] if isinstance(questions, str) else list(questions)
+        asked = _questions(questions)
         answers = self.model.answer(asked, max_new_tokens, memory=state)
         return answers[0] if isinstance(questions, str) else answers
 
@@ -151,18 +156,22 @@ class Session:
         """What happened, a row an event: kind, time, turn, tokens, sha256, text, answer, state, age (`LogEntry`)."""
         import pandas as pd
 
+        self._settle()
         table = pd.DataFrame([asdict(entry) for entry in self._log], columns=[field.name for field in fields(LogEntry)])
         return table.astype({"turn": "Int64", "tokens": "Int64", "age": "Int64"})
 
-    def save_state(self, file: str | Path, keep_text: bool = False) -> None:
-        """The memory as one file with its log, for `MemoryModel.load_state`; texts only with ``keep_text``."""
-        persistence.save_state(self.state, persistence.identity(self.model), file, self.turns, self._log, keep_text)
+    def save_state(self, file: str | Path, keep_text: bool = False, log: bool = True) -> None:
+        """The memory as one file with its log, for `MemoryModel.load_state`; texts only with ``keep_text``.
+
+        ``log`` False leaves the log out, which in such a file is held to some hundred thousand entries.
+        """
+        persistence.save_state(self.state, persistence.identity(self.model), file, self.turns, self._log if log else (), keep_text)
 
     # ---- going back ----
     def snapshot(self, name: str) -> None:
         """Keep this moment under ``name`` (letters, digits, dash, underscore, dots behind the first)."""
         self._require_writable()
-        if not NAME.fullmatch(name):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             raise ValueError(f"{name!r} cannot name a snapshot: use up to 64 letters, digits, dashes, underscores, and "
                              "dots behind the first")
         if self._journal:
@@ -174,12 +183,13 @@ class Session:
         self._require_writable()
         point = self._snapshot(name)
         point = replace(point, state=self.model.checked(point.state))
-        if self._journal:
-            self._journal.rewind(point, self._log[: point.entries])
-        self._now = point
-        del self._log[point.entries :]
-        self._drop_snapshots(after=point.entries)
-        self._next = 1 + max((entry.turn for entry in self._log if entry.turn is not None), default=-1)
+        with self._whole():
+            if self._journal:
+                self._journal.rewind(point, self._log[: point.entries])
+            self._now = point
+            del self._log[point.entries :]
+            self._drop_snapshots(after=point.entries)
+            self._next = _next_turn(self._log)
 
     def diff(self, other: "Session | str") -> "pandas.DataFrame":
         """`editing.diff` from ``other``, a session or the name of a snapshot, to this memory as it is."""
@@ -194,6 +204,8 @@ class Session:
         has no meaning, and for a memory that was written differently.
         """
         self._require_writable()
+        if not isinstance(other, Session):
+            raise ValueError(f"a {type(other).__name__} cannot be merged in: give another Session")
         theirs = persistence.identity(other.model)
         persistence.require_same_memory(self.model, SavedState(
             other.state, asdict(other.model.settings), theirs["backbone"], theirs["backbone_fingerprint"],
@@ -219,7 +231,7 @@ class Session:
         snapshots taken since. ``facts``: (question, answer) pairs, to measure the price for.
         """
         self._require_writable()
-        gone = {turns} if isinstance(turns, int) else set(turns)
+        gone = {int(turns)} if isinstance(turns, Integral) else set(turns)
         place = {entry.turn: i for i, entry in enumerate(self._log) if entry.kind == "write"}
         if unknown := sorted(gone - set(place)):
             raise ValueError(f"there is no turn {unknown[0]} to forget: see transcript() for their numbers")
@@ -232,10 +244,11 @@ class Session:
         now, exact, how = self._without(gone, known, first)
         cost = editing.cost(self.model, {"before": before, "after": now.state}, facts)
         log = [_stripped(entry, gone) if i >= first else entry for i, entry in enumerate(self._log)]
-        if self._journal:
-            self._journal.replace(now, log)
-        self._now, self._log = now, log
-        self._drop_snapshots(after=first)
+        with self._whole():
+            if self._journal:
+                self._journal.replace(now, log)
+            self._now, self._log = now, log
+            self._drop_snapshots(after=first)
         return Forgotten(exact, how, cost)
 
     def _without(self, gone: set[int], known: Mapping[int, str], first: int) -> tuple[Point, bool, str]:
@@ -244,9 +257,9 @@ class Session:
         later = [entry.turn for entry in self._log[first:] if entry.kind == "write"]
         if replayed := self._replayed(gone, known, first):
             again, rest = replayed
-            ((name, old),) = self.state.items()
-            away = float((again.state[name] - old).norm() / old.norm())
-            if torch.equal(again.state[name], old):
+            old = self.state
+            away = max(float((again.state[name] - tensor).norm() / tensor.norm()) for name, tensor in old.items())
+            if all(torch.equal(again.state[name], tensor) for name, tensor in old.items()):
                 return replace(now, state=rest.state, age=rest.age), True, "all later turns were written again"
             if away < ROUNDING:
                 return replace(now, state=rest.state, age=rest.age), False, (
@@ -312,7 +325,22 @@ class Session:
         self._log[self._now.entries :] = new
         self._now = now  # last: wherever an interrupt comes, this point and so much of the log belong together
 
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Around a change that may be cut off between the folder and this object: the next call then takes the folder's."""
+        self._cut_off = self._journal is not None
+        yield
+        self._cut_off = False
+
+    def _settle(self) -> None:
+        if self._cut_off:
+            now, self._log, self._snapshots, self._merged = self._journal.load()
+            self._now = replace(now, state=self.model.checked(now.state))
+            self._next = _next_turn(self._log)
+            self._cut_off = False
+
     def _snapshot(self, name: str) -> Point:
+        self._settle()
         if name not in self._snapshots:
             raise ValueError(f"there is no snapshot {name!r}: there are {', '.join(self.snapshots) or 'none'}")
         return self._snapshots[name]
@@ -327,6 +355,15 @@ class Session:
         if self._journal and self._journal.read_only:
             raise RuntimeError(f"the session in {self._journal.folder} is closed, or open to read only: open it again to "
                                "change it")
+        self._settle()
+
+
+def _next_turn(log: Sequence[LogEntry]) -> int:
+    return 1 + max((entry.turn for entry in log if entry.turn is not None), default=-1)
+
+
+def _questions(asked: str | Sequence[str]) -> list[str]:
+    return [asked] if isinstance(asked, str) else list_of_texts("questions", asked)
 
 
 def _stripped(entry: LogEntry, gone: set[int]) -> LogEntry:

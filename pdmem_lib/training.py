@@ -19,6 +19,7 @@ from .checkpoints import COLUMNS, Checkpoint, identity
 from .locomo import Conversation, Question, require_own_ids
 from .memory import MemoryModel
 from .methods import State
+from .prompts import require_fitting
 from .settings import Settings
 from .states import encode_all, final_bank
 
@@ -73,6 +74,7 @@ def train(model: MemoryModel, conversations: Iterable[Conversation], on_step: Ca
     s = TrainSettings.from_mapping(settings)
     generator = torch.Generator().manual_seed(s.seed)
     questions = training_questions(require_own_ids(conversations), s, generator)
+    require_fitting(model.backbone, ((c.id, q) for c, q in questions))
     rows: list[dict] = []
     earlier = 0.0
     parameters = model.parameters()

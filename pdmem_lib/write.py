@@ -15,6 +15,7 @@ Axis letters of the whole library: ``B`` batch, ``T`` tokens of input, ``M`` mem
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
+from numbers import Integral, Real
 
 import torch
 from jaxtyping import Float, Int
@@ -53,7 +54,7 @@ def _require_shapes(H: Tensor, state: Tensor, width: int | None = None, **maps: 
 
 
 def _require_decay(gamma: float) -> None:
-    if not isinstance(gamma, (int, float)) or not 0 <= gamma <= 1:
+    if not isinstance(gamma, Real) or not 0 <= gamma <= 1:
         raise ValueError(f"gamma must be a number from 0 (all is forgotten) to 1 (nothing is), got {gamma!r}")
 
 
@@ -122,7 +123,7 @@ def sparse_slot_choice(
 ) -> Int[Tensor, "top_k"]:
     """The slots that `sparse_slots` changes: those of largest address weight, best first."""
     _require_shapes(H, P, W_a=W_a)
-    if not isinstance(top_k, int) or not 1 <= top_k <= P.shape[0]:
+    if not isinstance(top_k, Integral) or not 1 <= top_k <= P.shape[0]:
         raise ValueError(f"top_k must be a whole number between 1 and the {P.shape[0]} slots, got {top_k!r}")
     return sparse_slot_weights(P, H.mean(dim=0), W_a).topk(top_k).indices  # (top_k,)
 

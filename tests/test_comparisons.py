@@ -7,6 +7,7 @@ from scipy import stats
 
 from pdmem_lib import comparisons, estimates
 from pdmem_lib.estimates import UNTOLD
+from pdmem_lib.methods import METHODS
 from test_estimates import SIX, six_methods
 
 SIZES = dict(zip("abc", (160, 60, 40), strict=True))  # conversations differ in length
@@ -88,6 +89,8 @@ def test_a_dichotomy_wants_all_six_of_a_seed():
     part = whole[(whole["method"] != "slot") | (whole["seed"] == 42)]
     assert set(comparisons.dichotomy(whole, SIX[:3], SIX[3:])["seeds"]) == {2}
     assert set(comparisons.dichotomy(part, SIX[:3], SIX[3:])["seeds"]) == {1}
+    by_alias = comparisons.dichotomy(whole, *([f"M.{1 + METHODS.index(name)}" for name in group] for group in (SIX[:3], SIX[3:])))
+    pd.testing.assert_frame_equal(by_alias, comparisons.dichotomy(whole, SIX[:3], SIX[3:]))
     assert comparisons.dichotomy(whole[whole["method"] != "slot"], SIX[:3], SIX[3:]).empty
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import pdmem_lib as pdmem
 from pdmem_lib import metrics, seam
-from pdmem_lib.methods import Baseline, Inputs, Method
+from pdmem_lib.methods import AttentionCoupledBank, Baseline, Inputs, KeyValueReader, Method
 from pdmem_lib.seam import Branch, KeyValues
 
 ALL = list(pdmem.REGISTRY)
@@ -897,6 +897,44 @@ def test_a_new_method_is_one_class_and_one_registry_line(tiny, model, monkeypatc
     assert pdmem.Experiment(method="average").method == "average"
     with pytest.raises(ValueError, match=r"average \(M.7\)"):
         model("mean")
+
+
+def test_a_new_method_takes_no_alias_away_and_needs_none(model, monkeypatch):
+    class Mine(pdmem.REGISTRY["slot"]):
+        pass
+
+    class Nameless(AttentionCoupledBank, KeyValueReader):
+        pass
+
+    monkeypatch.setitem(pdmem.REGISTRY, "mine", Mine)
+    monkeypatch.setitem(pdmem.REGISTRY, "nameless", Nameless)
+    assert [model(name).method for name in ("M.6", "mine", "slot")] == ["slot", "mine", "slot"]
+    with pytest.raises(ValueError, match=r"slot \(M.6\).*, mine, nameless$"):
+        model("mime")
+
+
+class Counted(pdmem.REGISTRY["kv_extension"]):
+    """Keeps the number of its turns in a tensor of its own."""
+
+    alias, title = "M.8", "Counted"
+
+    def initial_state(self):
+        return {**super().initial_state(), "n": torch.zeros(1)}
+
+    def write(self, state, H):
+        return {**super().write(state, H), "n": state["n"] + 1}
+
+
+def test_a_method_of_two_tensors_is_evaluated_and_forgets(tiny, model, monkeypatch, caplog):
+    monkeypatch.setitem(pdmem.REGISTRY, "counted", Counted)
+    m, conversations = model("counted", num_entries=8), pdmem.synthetic_conversations(2, 1, seed=3, turns_per_session=8)
+    evaluation = pdmem.evaluate(m, conversations, questions_per_bucket=2, max_new_tokens=2, progress=False, autocast=False)
+    assert len(evaluation.per_question) and evaluation.turns.empty and "several tensors" in caplog.text
+    session = pdmem.Session(m, keep_text=True)
+    session.write(TURNS)
+    assert session.forget(0).exact and session.state["n"] == len(TURNS) - 1
+    with pytest.raises(ValueError, match="no meaning is known"):
+        session.merge(pdmem.Session(m))
 
 
 def test_registry_holds_classes_that_name_themselves():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from collections import deque
@@ -157,6 +158,23 @@ def test_conversations_may_come_one_by_one(model, conversations):
     listed, streamed = (pdmem.evaluate(m, c, **few).per_question for c in (conversations, iter(conversations)))
     same = [name for name in listed if name not in ("seconds",)]
     pd.testing.assert_frame_equal(listed[same], streamed[same])
+
+
+def test_a_question_that_does_not_fit_is_named_before_anything_is_done(model, conversations, monkeypatch):
+    m, (first, *others) = model("slot", num_entries=16), conversations
+    long = dataclasses.replace(first.questions[-1], answer="word " * m.backbone.max_tokens)
+    wide = dataclasses.replace(first, questions=(*first.questions[:-1], long))
+    monkeypatch.setattr(m, "loss", lambda *a, **k: pytest.fail("a step was taken"))
+    monkeypatch.setattr(m, "answers_under", lambda *a, **k: pytest.fail("a question was asked"))
+    for use in (pdmem.train, pdmem.evaluate):
+        with pytest.raises(ValueError, match=f"{re.escape(repr(long.question[:60]))} of conversation {first.id!r} has .* shorten"):
+            use(m, [wide, *others], progress=False)
+
+
+def test_a_text_that_is_none_is_refused(model):
+    for ask in (model("slot").logits, model("slot").attention_to_memory):
+        with pytest.raises(ValueError, match="one of them is a int"):
+            ask(5)
 
 
 def test_a_conversation_without_turns_is_named(model, conversations):

@@ -94,6 +94,27 @@ def test_a_save_cut_off_between_its_two_files_is_the_new_adapter(model, tmp_path
     assert persistence.adapter_fingerprint(back) == persistence.adapter_fingerprint(m)
 
 
+def test_nor_does_it_matter_whose_config_was_there(model, tmp_path):
+    model("slot").save_pretrained(tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    m = model("slot", seed=43)
+    m.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    back = pdmem.MemoryModel.from_pretrained(tmp_path, m.backbone)
+    assert back.settings == m.settings and persistence.adapter_fingerprint(back) == persistence.adapter_fingerprint(m)
+
+
+def test_a_log_too_long_for_a_state_file_is_refused_with_the_mend(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(persistence, "HEADER", 5000)
+    session, file = pdmem.Session(model("slot")), tmp_path / "state.safetensors"
+    session.write(["Ann: Hm."] * 40)
+    with pytest.raises(ValueError, match="log is too long.*log=False"):
+        session.save_state(file)
+    assert not file.exists()
+    session.save_state(file, log=False)
+    assert torch.equal(model("slot").load_state(file)["P"], session.state["P"]) and persistence.read_state(file).log == []
+
+
 def test_weights_that_know_no_config_are_refused_beside_that_of_others(model, tmp_path):
     m = model("slot")
     m.save_pretrained(tmp_path)

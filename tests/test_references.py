@@ -480,6 +480,10 @@ def test_lora_starts_silent_and_off_is_frozen_bit_for_bit(tiny, plain, model):
         assert m.answer(QUESTIONS, 6, "off", contexts=CONTEXTS) == bare.answer(QUESTIONS, 6, contexts=CONTEXTS)
         assert torch.equal(m.token_log_probs(QUESTIONS[0], ANSWERS[0], "off")[1],
                            bare.token_log_probs(QUESTIONS[0], ANSWERS[0])[1])
+        assert torch.equal(m.scores_under(["off"], QUESTIONS, ANSWERS).log_prob[0], bare.score(QUESTIONS, ANSWERS).log_prob)
+        assert m.answers_under(["off"], QUESTIONS, 6) == [bare.answer(QUESTIONS, 6)]
+        with pytest.raises(ValueError, match="ask it alone"):
+            m.scores_under(["off", "own"], QUESTIONS, ANSWERS)
         assert torch.equal(m.score_pairs(["off"], QUESTIONS[:1], ANSWERS[:1]).log_prob,
                            bare.score(QUESTIONS[:1], ANSWERS[:1]).log_prob)
     assert not torch.equal(lora.token_log_probs(QUESTIONS[0], ANSWERS[0])[1],

@@ -124,6 +124,27 @@ def test_memory_enters_the_last_third_alone(model, method):
     assert touched.tolist() == open_blocks
 
 
+def test_a_method_without_such_a_gate_is_refused():
+    assert sensitivity.last_third("M.3").__name__ == "LastThird"
+    with pytest.raises(ValueError, match="no gate a block"):
+        sensitivity.last_third("cross_attention")
+
+
+def test_a_table_is_never_taken_for_that_of_another_record(tiny, tmp_path, monkeypatch):
+    def made(lr):
+        return sensitivity.kept(tmp_path / "run.csv", {"lr": lr}, tiny, lambda: pd.DataFrame([dict(lr=lr)]))["lr"].item()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    assert made(1) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(sensitivity, "circumstances", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made(2)
+    assert made(1) == 1 and made(2) == 2
+
+
 def test_a_start_is_a_multiple(model):
     with conformance.registered(sensitivity.start_times("slot", 10), "slot"):
         large = model("slot").adapter.initial_state()

@@ -1,17 +1,21 @@
 """A session across processes, kills, roll-backs, mergers and forgetting; every method of the registry where it counts."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 import pdmem_lib as pdmem
 from pdmem_lib import editing, methods, persistence
+from pdmem_lib.journal import Journal
 from pdmem_lib.session import Session
 
 ONE = ["Ann: I adopted a parrot.", "Ann: It can sing.", "Ben: My flute is old.", "Ann: The parrot is called Kiki."]
@@ -184,6 +188,76 @@ def test_an_interrupt_between_the_disk_and_the_session_leaves_them_in_step(model
         assert again.forget(2).exact
         again.rollback("two")
         assert again.turns == 2 and same(again.state, alone(again.model, ONE[:2]))
+
+
+@pytest.mark.parametrize("step", ["_commit", "unlink", "_tidy", "drop_snapshot"])
+@pytest.mark.parametrize("change", ["forget", "rollback"])
+def test_what_is_interrupted_on_the_disk_is_taken_from_there(model, tmp_path, monkeypatch, change, step):
+    session = Session(model("kv_extension"), tmp_path / "s", keep_text=True)
+    session.write(ONE[:2])
+    session.snapshot("two")
+    session.write(ONE[2])
+    session.snapshot("three")
+    where, real = (Path, Path.unlink) if step == "unlink" else (Journal, getattr(Journal, step))
+
+    def interrupted(self, *given, **named):
+        if step != "unlink" or self.name.startswith("log-"):
+            raise KeyboardInterrupt
+        return real(self, *given, **named)
+
+    monkeypatch.setattr(where, step, interrupted)
+    with contextlib.suppress(KeyboardInterrupt):
+        session.forget(1) if change == "forget" else session.rollback("two")
+    monkeypatch.undo()
+    left = {True: ONE[:3], False: [ONE[0], ONE[2]] if change == "forget" else ONE[:2]}[step == "_commit"]
+    numbers = session.write(ONE[3])
+    assert numbers == [len(left)] if change == "rollback" else [3]
+    left = [*left, ONE[3]]
+    assert session.turns == len(left) and same(session.state, alone(session.model, left))
+    session.close()
+    with Session(session.model, tmp_path / "s", keep_text=True) as again:
+        texts = again.transcript().query("kind == 'write'")["text"]
+        assert again.turns == len(left) and list(texts) == left and same(again.state, alone(again.model, left))
+        assert again.forget(numbers[0]).exact and same(again.state, alone(again.model, left[:-1]))
+
+
+def test_a_forked_child_does_not_keep_a_closed_session_locked(model, tmp_path):
+    session = Session(model("slot"), tmp_path)
+    reads, writes = os.pipe()
+    if not (child := os.fork()):
+        os.close(writes)
+        os.read(reads, 1)
+        os._exit(0)
+    session.close()
+    with Session(session.model, tmp_path) as again:
+        assert again.turns == 0
+    os.close(writes)
+    os.close(reads)
+    os.waitpid(child, 0)
+
+
+def test_a_damaged_adapter_in_the_folder_is_written_again(model, tmp_path):
+    m = model("slot")
+    Session(m, tmp_path).close()
+    (weights,) = tmp_path.glob("adapter-*/adapter.safetensors")
+    whole = weights.read_bytes()
+    for damage in (lambda: weights.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]), lambda: shutil.rmtree(weights.parent)):
+        damage()
+        with pytest.raises((ValueError, FileNotFoundError)):
+            Session.open(tmp_path, m.backbone)
+        Session(m, tmp_path).close()
+        with Session.open(tmp_path, m.backbone) as again:
+            assert persistence.adapter_fingerprint(again.model) == persistence.adapter_fingerprint(m)
+
+
+def test_what_a_table_or_a_mistake_gives_is_taken_or_refused_by_name(model):
+    session, other = Session(model("kv_extension"), keep_text=True), Session(model("kv_extension"))
+    session.write(ONE)
+    assert session.forget(session.transcript()["turn"][0]).exact and session.forget(np.int64(1)).exact and session.turns == 2
+    for wrong in (lambda: session.ask(5), lambda: session.peek("Ann: Hm.", 5), lambda: session.snapshot(5), lambda: session.merge(5)):
+        with pytest.raises(ValueError, match="list of strings|cannot name a snapshot|another Session"):
+            wrong()
+    session.merge(other)
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a\n", "ä", "x" * 65, "~", "a\\b"])

@@ -136,6 +136,8 @@ def test_a_lesson_is_learnt_kept_and_found_again(tiny):
     file = lesson.folder_of(tiny, "kv_extension", 1, 42, QUICK["kv_extension"]) / "lesson.json"
     file.write_text("{")
     assert lesson.find(tiny, "kv_extension", schedule=QUICK["kv_extension"]) is None  # damaged: as if there were none
+    lesson.learn(tiny, "M.3", schedule=QUICK["kv_extension"])
+    assert lesson.find(tiny, "M.3", schedule=QUICK["kv_extension"]) is not None
 
 
 def test_every_method_has_a_schedule_and_every_talk_its_answers(monkeypatch):
