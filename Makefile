@@ -16,7 +16,8 @@ KEEP ?=
 # What `make rates` tries, comma lists; empty: the notebook's own.
 RATES ?=
 EPOCHS ?=
-# What `make sensitivity` changes, a comma list (empty: all it knows), and settings that all its runs have: "epochs: 2, lr: 0.001".
+# What `make sensitivity` changes, a comma list (empty: all it knows), and settings that all its runs have: "epochs: 2, lr: 0.001"
+# (YAML of version 1.1, which takes 1e-3 for a text).
 SETTINGS ?=
 OVERRIDES ?=
 # Runs at a time on one GPU; empty: as many as its memory holds.
@@ -93,7 +94,8 @@ recall: $(READY) ## the task whose answer is known: tiny-gpt2 (4 min), or BACKBO
 	  -r backbone "$(or $(BACKBONE),tiny-gpt2)" -r methods "$(METHODS)" $(if $(SEEDS),-p seed "$(SEEDS)") \
 	  $(if $(CAPACITIES),-p capacity "$(CAPACITIES)") -r runs_dir "data/runs/$(RECALL)" -r figures_dir "figures/$(RECALL)"
 
-SENSITIVITY := sensitivity-$(or $(BACKBONE),tiny-gpt2)$(if $(DATA),-$(PRESET)-$(notdir $(DATA)))
+# Runs under other overrides are other runs, in a folder of their own.
+SENSITIVITY := sensitivity-$(or $(BACKBONE),tiny-gpt2)$(if $(DATA),-$(PRESET)-$(notdir $(DATA)))$(if $(OVERRIDES),-$(shell printf %s "$(OVERRIDES)" | tr -cs A-Za-z0-9. -))
 sensitivity: $(READY) ## which choice carries recall: slots on tiny-gpt2, or METHODS=slot,hebbian BACKBONE=smollm2-135m (hours); DATA=locomo PRESET=full asks LoCoMo
 	@mkdir -p "data/runs/$(SENSITIVITY)"
 	@$(RUN) -m papermill notebooks/$(if $(DATA),94_sensitivity_locomo,93_sensitivity).ipynb "data/runs/$(SENSITIVITY)/sensitivity.ipynb" \

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .methods import REGISTRY
+from .methods import REGISTRY, aliases
 
 WIDTH = 1280
 FONT = 16  # the smallest size anywhere: read from the back of a room
@@ -56,8 +56,9 @@ def look_of(method: str) -> Look:
     """
     name, _, beside = method.partition(".")
     known = REGISTRY.get(name)
-    own = f"{getattr(known, 'alias', '')} {getattr(known, 'title', '')}".strip()  # a reader's own may have neither
-    label = own.removeprefix("baseline ") or method
+    alias = next((alias for alias, its in aliases().items() if its == name), None)  # a reader's own may inherit one, or none
+    title = getattr(known, "title", name)
+    label = method if alias is None else title if alias == name else f"{alias} {title}"
     label = f"{label}, {beside}" if beside and known else label
     return Look(literal(label), *_COLOURS.get(method, ("#6B6B6B", "hexagon")))
 

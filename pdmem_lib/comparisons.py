@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .estimates import ALPHA, POWER, REMEMBERS, RESAMPLES, UNTOLD, WORSE, Estimate, combined, differences, estimate
-from .methods import method_name
+from .methods import aliases
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +108,7 @@ def dichotomy(table: pandas.DataFrame, strong: Sequence[str], weak: Sequence[str
     scores = {"retained": ("points", 100, lambda t: (t["f1_own"] - t["f1_zero"]).clip(lower=0)),
               "f1 own - zero": ("points", 100, lambda t: t["f1_own"] - t["f1_zero"]),
               "logp own - other": ("nats per token", 1, lambda t: t["logp_own"] - t["logp_other"])}
-    strong, weak = (list(map(method_name, group)) for group in (strong, weak))
+    strong, weak = ([aliases().get(name, name) for name in group] for group in (strong, weak))
     sign = {**dict.fromkeys(strong, 1 / len(strong)), **dict.fromkeys(weak, -1 / len(weak))}
     table, rows = table[table["method"].isin(sign)], []
     for capacity, group in table.groupby("capacity"):

@@ -266,20 +266,22 @@ def _jobs(model: MemoryModel, asked: Sequence[tuple[str, int, Question]], final:
 
 
 def random_bank(state: State, seed: int) -> State:
-    """Gaussian entries, each of the norm of the entry it stands for [D]."""
+    """Gaussian entries, each of the norm of the entry it stands for [D]; what is no table of entries stays."""
     generator = torch.Generator().manual_seed(seed)
 
     def like(entries: Tensor) -> Tensor:
         noise = torch.randn(entries.shape, generator=generator, dtype=torch.float32, device="cpu").to(entries.device)
         return noise * (entries.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
 
-    return {name: like(entries) for name, entries in state.items()}
+    return {name: like(entries) if entries.ndim > 1 else entries for name, entries in state.items()}
 
 
 def shuffled_bank(state: State, seed: int) -> State:
-    """The same entries in another order [D]."""
+    """The same entries in another order [D], one for all tables of as many; what is no table of entries stays."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: t[torch.randperm(len(t), generator=generator, device="cpu").to(t.device)] for name, t in state.items()}
+    rows = dict.fromkeys(len(t) for t in state.values() if t.ndim > 1)
+    orders = {M: torch.randperm(M, generator=generator, device="cpu") for M in rows}
+    return {name: t[orders[len(t)].to(t.device)] if t.ndim > 1 else t for name, t in state.items()}
 
 
 def _describe(model: MemoryModel, conversations: Sequence[Conversation], asked) -> "pandas.DataFrame":
@@ -288,7 +290,7 @@ def _describe(model: MemoryModel, conversations: Sequence[Conversation], asked) 
 
     by_id = {c.id: c for c in conversations}
     state = model.adapter.initial_state()
-    entries = 0 if model.adapter.needs_inputs else sum(len(t) for t in state.values())
+    entries = 0 if model.adapter.needs_inputs else max((len(t) for t in state.values() if t.ndim > 1), default=0)
     rows = []
     for id, number, q in asked:
         sessions = by_id[id].evidence_sessions(q)

@@ -68,20 +68,27 @@ class Journal:
         self.model, self._belongs_to = model, persistence.identity(model)
         self._end = End()
         self._lock = None if read_only else _lock(self.folder)
+        self._process = os.getpid()
 
     def close(self) -> None:
         """Let go of the folder; what is open stays readable."""
         if self._lock:
             import fcntl
 
-            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing it would not, while a forked child has it open
+            if self._process == os.getpid():  # a forked child shares the lock: closing would not end it, a child must not
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._lock.close()
         self._lock, self.read_only = None, True
 
     # ---- reading ----
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a session."""
+        return (self.folder / STATE).is_file()
+
     def load(self) -> tuple[Point, list[LogEntry], dict[str, Point], dict[str, State]]:
         """(where the session stands, its log, snapshots by name, merged states by hash); a new folder is set up."""
-        if not (self.folder / STATE).is_file():
+        if not self.exists:
             if self.read_only:
                 raise FileNotFoundError(f"{self.folder} holds no session: write to one there first")
             now = Point(self.model.adapter.initial_state())
@@ -212,9 +219,9 @@ class Journal:
         fingerprint = self._belongs_to["adapter_fingerprint"]
         folder = self.folder / _adapter_name(fingerprint)
         if not persistence.holds_adapter(folder, fingerprint):
-            shutil.rmtree(folder, ignore_errors=True)  # a damaged one
             with atomic_path(folder) as partial:
                 self.model.save_pretrained(partial)
+                shutil.rmtree(folder, ignore_errors=True)  # a damaged one
 
     def _tidy(self, entries: Sequence[LogEntry], adapter_fingerprint: str | None) -> None:
         """Remove what belongs to no log of these entries: what a dying process left behind, or a rollback cut off."""

@@ -167,11 +167,11 @@ def learn(backbone: Backbone, method: str, capacity: int = 1, seed: int = 42, sc
     seconds = course.teach(model, schedule, on_step and (lambda step: on_step(step, schedule.steps)), seed)
     learnt = Learnt(schedule.steps, schedule.lr, *course.check(model, seed=seed), seconds)
     folder = folder_of(backbone, method, capacity, seed, schedule)
-    if find(backbone, method, capacity, seed, schedule) is None:
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one, which would stay
     with atomic_path(folder) as partial:
         model.save_pretrained(partial)
         save_json(partial / "lesson.json", asdict(learnt))
+        if find(backbone, method, capacity, seed, schedule) is None:
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged one, which would stay
     return model, learnt
 
 

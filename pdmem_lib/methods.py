@@ -83,6 +83,10 @@ class Method(nn.Module, ABC):
         self.d, self.dk = backbone.hidden_size, backbone.head_dim
         self.state_rms = backbone.state_rms
 
+    @property
+    def _called(self) -> str:
+        return getattr(self, "title", type(self).__name__)  # a reader's own may have none
+
     def draw(self, what: str, *shape: int, std: float) -> Tensor:
         """N(0, std^2) from a generator of its own for this seed and name: no draw moves another, no global is touched."""
         key = hashlib.sha256(f"{self.settings.seed}/{what}".encode()).digest()
@@ -115,7 +119,7 @@ class Method(nn.Module, ABC):
         The rest of the new state is what this turn adds. It belongs to the write family, and `provenance` needs it;
         ValueError in a family that does not say. Nothing else asks for it.
         """
-        raise ValueError(f"{self.title} does not say what its write keeps: give its write family a decay()")
+        raise ValueError(f"{self._called} does not say what its write keeps: give its write family a decay()")
 
     def hidden_of(self, state: State) -> Tensor:
         """The state's rows as mixtures of hidden states, (M, d), the random map of the write undone [D].
@@ -123,7 +127,7 @@ class Method(nn.Module, ABC):
         So they can be compared with what the model knows, its unembedding say (`figures.nearest_tokens_of`). It belongs
         to the write family; ValueError in one that does not say.
         """
-        raise ValueError(f"{self.title} does not say how to undo its write: give its write family a hidden_of()")
+        raise ValueError(f"{self._called} does not say how to undo its write: give its write family a hidden_of()")
 
     @abstractmethod
     def read(self, state: State, inputs: Inputs | None = None) -> Injection:
@@ -432,14 +436,22 @@ REGISTRY: dict[str, type[Method]] = {
 METHODS: tuple[str, ...] = tuple(name for name in REGISTRY if name != "baseline")
 
 
+def aliases() -> dict[str, str]:
+    """Alias ("M.1" ... "M.6") -> registered name, the first one's who has it: a subclass inherits its parent's."""
+    found: dict[str, str] = {}
+    for name, method in REGISTRY.items():
+        if alias := getattr(method, "alias", None):
+            found.setdefault(alias, name)
+    return found
+
+
 def method_name(name: str) -> str:
-    """A registered name or an alias ("M.1" ... "M.6") -> the registered name. An alias is the first one's who has it."""
-    aliases: dict[str, str] = {}
-    for known, method in REGISTRY.items():
-        aliases.setdefault(getattr(method, "alias", known), known)
-    known = aliases.get(name, name)
+    """A registered name or an alias -> the registered name."""
+    of_alias = aliases()
+    known = of_alias.get(name, name)
     if known not in REGISTRY:
-        names = (f"{n} ({m.alias})" if aliases.get(getattr(m, "alias", None)) == n else n for n, m in REGISTRY.items())
+        alias_of = {known: alias for alias, known in of_alias.items()}
+        names = (f"{known} ({alias_of[known]})" if known in alias_of else known for known in REGISTRY)
         raise ValueError(f"unknown method {name!r}: known are {', '.join(names)}")
     return known
 

@@ -193,11 +193,12 @@ def load_weights(model: "MemoryModel", folder: Path, config: AdapterConfig) -> N
 
 def holds_adapter(folder: Path, wanted: str) -> bool:
     """Whether an undamaged adapter of this `adapter_fingerprint` lies in ``folder``."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return read_config(folder).fingerprint == wanted == fingerprint(load_file(folder / WEIGHTS))
-    except Exception:  # safetensors raises a type of its own
+    except (FileNotFoundError, ValueError, SafetensorError):
         return False
 
 

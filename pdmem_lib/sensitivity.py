@@ -98,8 +98,8 @@ class _Nameless(Turn):
 def kept(file: Path, record: dict, backbone: Backbone, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """The table that ``make()`` gives, from ``file`` (csv) where it was made under the same ``record``, else made now and
     kept, with a record of the circumstances beside it (json)."""
-    beside, record = file.with_suffix(".json"), json.loads(json.dumps(record))
-    if not (beside.exists() and json.loads(beside.read_text()).items() >= record.items()):
+    beside = file.with_suffix(".json")
+    if not is_kept(file, record):
         start = time.perf_counter()
         table = make()
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +109,12 @@ def kept(file: Path, record: dict, backbone: Backbone, make: Callable[[], pd.Dat
         with atomic_path(beside) as partial:
             partial.write_text(json.dumps(record | circumstances(backbone, time.perf_counter() - start), indent=2) + "\n")
     return pd.read_csv(file)
+
+
+def is_kept(file: Path, record: dict) -> bool:
+    """Whether ``file`` holds a table that was made under ``record``."""
+    beside = file.with_suffix(".json")
+    return beside.exists() and json.loads(beside.read_text()).items() >= json.loads(json.dumps(record)).items()
 
 
 def differences(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:

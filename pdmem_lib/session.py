@@ -63,13 +63,13 @@ class Session:
         self._snapshots: dict[str, Point] = {}
         self._merged: dict[str, State] = {}
         self._journal = Journal(folder, model, read_only) if folder is not None else None
-        self._cut_off = self._journal is not None  # the folder may hold something else than what is held here
-        try:
-            self._settle()
-        except BaseException:
-            self.close()
-            raise
-        self._next = _next_turn(self._log)
+        self._cut_off, self._next = False, 0  # cut off: the folder may hold something else than what is held here
+        if self._journal:
+            try:
+                self._load()
+            except BaseException:
+                self.close()
+                raise
 
     @classmethod
     def open(cls, folder: str | Path, backbone: Backbone | None = None, keep_text: bool = False,
@@ -165,7 +165,8 @@ class Session:
 
         ``log`` False leaves the log out, which in such a file is held to some hundred thousand entries.
         """
-        persistence.save_state(self.state, persistence.identity(self.model), file, self.turns, self._log if log else (), keep_text)
+        entries = self._log if log else ()
+        persistence.save_state(self.state, persistence.identity(self.model), file, self.turns, entries, keep_text)
 
     # ---- going back ----
     def snapshot(self, name: str) -> None:
@@ -174,9 +175,10 @@ class Session:
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise ValueError(f"{name!r} cannot name a snapshot: use up to 64 letters, digits, dashes, underscores, and "
                              "dots behind the first")
-        if self._journal:
-            self._journal.save_snapshot(name, self._now)
-        self._snapshots[name] = self._now
+        with self._whole():
+            if self._journal:
+                self._journal.save_snapshot(name, self._now)
+            self._snapshots[name] = self._now
 
     def rollback(self, name: str) -> None:
         """Back to a snapshot: what was written and asked since is gone, later snapshots too."""
@@ -258,7 +260,7 @@ class Session:
         if replayed := self._replayed(gone, known, first):
             again, rest = replayed
             old = self.state
-            away = max(float((again.state[name] - tensor).norm() / tensor.norm()) for name, tensor in old.items())
+            away = max(float((again.state[name] - tensor).norm() / tensor.norm().clamp_min(1e-12)) for name, tensor in old.items())
             if all(torch.equal(again.state[name], tensor) for name, tensor in old.items()):
                 return replace(now, state=rest.state, age=rest.age), True, "all later turns were written again"
             if away < ROUNDING:
@@ -333,11 +335,14 @@ class Session:
         self._cut_off = False
 
     def _settle(self) -> None:
-        if self._cut_off:
-            now, self._log, self._snapshots, self._merged = self._journal.load()
-            self._now = replace(now, state=self.model.checked(now.state))
-            self._next = _next_turn(self._log)
+        if self._cut_off and self._journal.exists:  # a folder that is gone has nothing to take: what is held here is all
+            self._load()
             self._cut_off = False
+
+    def _load(self) -> None:
+        now, log, snapshots, merged = self._journal.load()
+        self._now, self._log = replace(now, state=self.model.checked(now.state)), log
+        self._snapshots, self._merged, self._next = snapshots, merged, _next_turn(log)
 
     def _snapshot(self, name: str) -> Point:
         self._settle()

@@ -90,6 +90,7 @@ def test_a_dichotomy_wants_all_six_of_a_seed():
     assert set(comparisons.dichotomy(whole, SIX[:3], SIX[3:])["seeds"]) == {2}
     assert set(comparisons.dichotomy(part, SIX[:3], SIX[3:])["seeds"]) == {1}
     by_alias = comparisons.dichotomy(whole, *([f"M.{1 + METHODS.index(name)}" for name in group] for group in (SIX[:3], SIX[3:])))
+    assert len(comparisons.dichotomy(whole.replace({"method": {"slot": "mine"}}), ["mine"], ["M.1"])) == 3
     pd.testing.assert_frame_equal(by_alias, comparisons.dichotomy(whole, SIX[:3], SIX[3:]))
     assert comparisons.dichotomy(whole[whole["method"] != "slot"], SIX[:3], SIX[3:]).empty
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pdmem_lib as pdmem
+from pdmem_lib import evaluation as evaluation_of
 from pdmem_lib import metrics, seam
 from pdmem_lib.methods import AttentionCoupledBank, Baseline, Inputs, KeyValueReader, Method
 from pdmem_lib.seam import Branch, KeyValues
@@ -914,15 +915,16 @@ def test_a_new_method_takes_no_alias_away_and_needs_none(model, monkeypatch):
 
 
 class Counted(pdmem.REGISTRY["kv_extension"]):
-    """Keeps the number of its turns in a tensor of its own."""
+    """Keeps the number of its turns, and a copy of its rows, in tensors of their own."""
 
     alias, title = "M.8", "Counted"
 
     def initial_state(self):
-        return {**super().initial_state(), "n": torch.zeros(1)}
+        return {"n": torch.tensor(0.0), **super().initial_state(), "copy": 2 * super().initial_state()["P"]}
 
     def write(self, state, H):
-        return {**super().write(state, H), "n": state["n"] + 1}
+        new = super().write(state, H)
+        return {"n": state["n"] + 1, **new, "copy": 2 * new["P"]}
 
 
 def test_a_method_of_two_tensors_is_evaluated_and_forgets(tiny, model, monkeypatch, caplog):
@@ -933,6 +935,10 @@ def test_a_method_of_two_tensors_is_evaluated_and_forgets(tiny, model, monkeypat
     session = pdmem.Session(m, keep_text=True)
     session.write(TURNS)
     assert session.forget(0).exact and session.state["n"] == len(TURNS) - 1
+    shuffled, random = (of(session.state, seed=1) for of in (evaluation_of.shuffled_bank, evaluation_of.random_bank))
+    assert torch.equal(shuffled["copy"], 2 * shuffled["P"]) and not torch.equal(shuffled["P"], session.state["P"])
+    assert shuffled["n"] == random["n"] == session.state["n"]
+    assert evaluation.per_question["tokens"].max() < 100  # a prompt and eight entries
     with pytest.raises(ValueError, match="no meaning is known"):
         session.merge(pdmem.Session(m))
 

@@ -1,6 +1,5 @@
 """A session across processes, kills, roll-backs, mergers and forgetting; every method of the registry where it counts."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -190,8 +189,8 @@ def test_an_interrupt_between_the_disk_and_the_session_leaves_them_in_step(model
         assert again.turns == 2 and same(again.state, alone(again.model, ONE[:2]))
 
 
-@pytest.mark.parametrize("step", ["_commit", "unlink", "_tidy", "drop_snapshot"])
-@pytest.mark.parametrize("change", ["forget", "rollback"])
+@pytest.mark.parametrize("change, step", [("forget", "_commit"), ("forget", "unlink"), ("forget", "drop_snapshot"),
+                                          ("rollback", "_commit"), ("rollback", "_tidy"), ("rollback", "drop_snapshot")])
 def test_what_is_interrupted_on_the_disk_is_taken_from_there(model, tmp_path, monkeypatch, change, step):
     session = Session(model("kv_extension"), tmp_path / "s", keep_text=True)
     session.write(ONE[:2])
@@ -206,12 +205,12 @@ def test_what_is_interrupted_on_the_disk_is_taken_from_there(model, tmp_path, mo
         return real(self, *given, **named)
 
     monkeypatch.setattr(where, step, interrupted)
-    with contextlib.suppress(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):
         session.forget(1) if change == "forget" else session.rollback("two")
     monkeypatch.undo()
     left = {True: ONE[:3], False: [ONE[0], ONE[2]] if change == "forget" else ONE[:2]}[step == "_commit"]
     numbers = session.write(ONE[3])
-    assert numbers == [len(left)] if change == "rollback" else [3]
+    assert numbers == ([len(left)] if (change, step) in [("rollback", "_tidy"), ("rollback", "drop_snapshot")] else [3])
     left = [*left, ONE[3]]
     assert session.turns == len(left) and same(session.state, alone(session.model, left))
     session.close()
@@ -236,12 +235,53 @@ def test_a_forked_child_does_not_keep_a_closed_session_locked(model, tmp_path):
     os.waitpid(child, 0)
 
 
+def test_a_child_that_closes_its_copy_leaves_the_session_locked(model, tmp_path):
+    session = Session(model("slot"), tmp_path)
+    if not (child := os.fork()):
+        session.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(RuntimeError, match="open already"):
+        Session(session.model, tmp_path)
+    assert session.write(ONE[0]) == [0]
+
+
+def test_a_folder_that_is_gone_is_not_taken_for_an_empty_memory(model, tmp_path):
+    session = Session(model("slot"), tmp_path / "s", keep_text=True)
+    session.write(ONE[:2])
+    session.snapshot("two")
+    session.write(ONE[2])
+    shutil.rmtree(tmp_path / "s")
+    for change in (lambda: session.rollback("two"), lambda: session.write(ONE[3])):
+        with pytest.raises(OSError):
+            change()
+        assert session.turns == 3 and same(session.state, alone(session.model, ONE[:3]))
+
+
+def test_a_snapshot_that_was_interrupted_is_forgotten_too(model, tmp_path, monkeypatch):
+    session = Session(model("slot"), tmp_path, keep_text=True)
+    session.write(ONE[:2])
+    save = Journal.save_snapshot
+
+    def interrupted(*given):
+        save(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "save_snapshot", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.snapshot("x")
+    monkeypatch.undo()
+    session.forget(1)
+    assert not session.snapshots and not list((tmp_path / "snapshots").glob("*.safetensors"))
+
+
 def test_a_damaged_adapter_in_the_folder_is_written_again(model, tmp_path):
     m = model("slot")
     Session(m, tmp_path).close()
     (weights,) = tmp_path.glob("adapter-*/adapter.safetensors")
     whole = weights.read_bytes()
-    for damage in (lambda: weights.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]), lambda: shutil.rmtree(weights.parent)):
+    damaged = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
+    for damage in (lambda: weights.write_bytes(damaged), lambda: shutil.rmtree(weights.parent)):
         damage()
         with pytest.raises((ValueError, FileNotFoundError)):
             Session.open(tmp_path, m.backbone)
@@ -254,7 +294,8 @@ def test_what_a_table_or_a_mistake_gives_is_taken_or_refused_by_name(model):
     session, other = Session(model("kv_extension"), keep_text=True), Session(model("kv_extension"))
     session.write(ONE)
     assert session.forget(session.transcript()["turn"][0]).exact and session.forget(np.int64(1)).exact and session.turns == 2
-    for wrong in (lambda: session.ask(5), lambda: session.peek("Ann: Hm.", 5), lambda: session.snapshot(5), lambda: session.merge(5)):
+    for wrong in (lambda: session.ask(5), lambda: session.peek("Ann: Hm.", 5), lambda: session.snapshot(5),
+                  lambda: session.merge(5)):
         with pytest.raises(ValueError, match="list of strings|cannot name a snapshot|another Session"):
             wrong()
     session.merge(other)

@@ -71,21 +71,24 @@ def test_the_sensitivity_notebook_makes_each_setting_once(workplace):
 @pytest.mark.slow
 def test_the_sensitivity_notebook_of_locomo_makes_each_setting_once(workplace):
     """Turns, prompt and training are those of the setting, and the prompt is as it was afterwards."""
-    few = {"max_questions": 16, "questions_per_bucket": 2, "max_new_tokens": 2}
+    few = {"max_questions": 16, "questions_per_bucket": 4, "max_new_tokens": 2}
 
     def make(settings):
         return made("94_sensitivity_locomo.ipynb", runs, seeds="42", settings=settings, overrides=few)
 
     runs = Path("data/runs/sensitivity-tiny-gpt2-smoke-synthetic")
     first = make("turns with their date")
-    both = make("prompt “Q: … A:”,turns with their date,learning rate 0.01 (0.001),read in the last third")
-    assert len(first) == 2 and len(both) == 5 and both.items() >= first.items()
+    both = make("prompt “Q: … A:”,learning rate 0.01 (0.001),read in the last third,states less their mean")
+    assert len(first) == 2 and len(both) == 6 and both.items() >= first.items()
     figures = Path("figures/sensitivity-tiny-gpt2-smoke-synthetic")
     table = pandas.read_csv(figures / "runs.csv").set_index("setting")
-    assert len(table) == 5 and (table["n"] == table["n"].iloc[0]).all() and table.index[0] == "as it is"
-    assert table["own"].nunique() == 5  # every setting is another run
+    assert len(table) == 6 and "turns with their date" in table.index and (table["n"] == table["n"].iloc[0]).all() and table.index[0] == "as it is"
+    assert table["own"].nunique() == 6  # every setting is another run
     changes = pandas.read_csv(figures / "differences.csv")
-    assert set(changes["value"]) == {"gain", "own", "retained"} and len(changes) == 15
+    assert set(changes["value"]) == {"gain", "own", "retained"} and len(changes) == 18
+    told = pandas.read_csv(figures / "own_minus_other.csv").set_index("setting")
+    assert set(told.index) == set(table.index) and (told["p_holm"] >= told["p"]).all() and (told["low"] <= told["effect"]).all()
+    assert set(json.loads((figures / "records.json").read_text())) == {name.removesuffix(".csv") for name in both}
     assert (figures / "sensitivity_slot.html").exists()
     with pytest.raises(papermill.PapermillExecutionError, match="unknown settings"):
         make("gamma 1")
