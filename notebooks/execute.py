@@ -14,6 +14,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from pdmem_lib.files import atomic_path
+
 INTERACTIVE = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 
 
@@ -36,7 +38,8 @@ def execute(path: Path) -> None:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output["data"] = {kind: data for kind, data in output["data"].items() if kind not in INTERACTIVE}
-    nbformat.write(notebook, path)
+    with atomic_path(path) as partial:
+        nbformat.write(notebook, partial)
 
 
 if __name__ == "__main__":

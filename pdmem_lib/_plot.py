@@ -167,13 +167,12 @@ def mark_rows(figure: go.Figure, rows: list[Row], notes: dict[str, list[str]], a
     figure.update_yaxes(tickvals=[row.y for row in rows], ticktext=[row.label for row in rows], showgrid=False,
                         zeroline=False, range=[len(rows) - 0.5, -1.5])
     figure.update_xaxes(showgrid=True, gridcolor="#DDDDDD")
-    for row in rows[::2]:
-        figure.add_shape(type="rect", xref="paper", x0=0, x1=1, y0=row.y - 0.5, y1=row.y + 0.5, fillcolor="#F3F3F3",
-                         line_width=0, layer="below")
-    for (heading, texts), shift in zip(notes.items(), at, strict=True):
-        for y, text in [*enumerate(texts), (-1, f"<b>{heading}</b>")]:
-            figure.add_annotation(x=1, xref="paper", xanchor="left", xshift=shift, y=y, text=text, align="left",
-                                  showarrow=False)
+    shapes = [dict(type="rect", xref="paper", x0=0, x1=1, y0=row.y - 0.5, y1=row.y + 0.5, fillcolor="#F3F3F3", line_width=0,
+                   layer="below") for row in rows[::2]]
+    texts = [dict(x=1, xref="paper", xanchor="left", xshift=shift, y=y, text=text, align="left", showarrow=False)
+             for (heading, column), shift in zip(notes.items(), at, strict=True)
+             for y, text in [*enumerate(column), (-1, f"<b>{heading}</b>")]]
+    figure.update_layout(shapes=[*figure.layout.shapes, *shapes], annotations=[*figure.layout.annotations, *texts])  # at once
 
 
 def row_margin(rows: list[Row]) -> int:

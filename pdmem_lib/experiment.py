@@ -324,6 +324,7 @@ def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "p
             _labelled(table, run).to_csv(partial, index=False)
     with atomic_path(folder / "per_question.parquet") as partial:
         _labelled(evaluation.per_question, run).to_parquet(partial, index=False)
+    (folder / "references.parquet").unlink(missing_ok=True)  # of another run that was here
     if references is not None:
         with atomic_path(folder / "references.parquet") as partial:
             _labelled(references, run).to_parquet(partial, index=False)
@@ -411,6 +412,7 @@ def _commit() -> str | None:
         return subprocess.run(["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True, timeout=10,
                               check=True).stdout.strip()
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed library may lie within somebody else's
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None

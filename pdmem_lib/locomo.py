@@ -229,15 +229,13 @@ def _parse_conversation(record: dict, where: str) -> Conversation:
     content = _typed(record.get("conversation"), dict, f"{id}, 'conversation'")
     turns: list[Turn] = []
     dates: dict[int, str] = {}
-    numbers = [key[8:] for key in content if re.fullmatch("session_[1-9][0-9]*", key)]
-    if long := [number for number in numbers if len(number) > 9]:
-        raise ValueError(f"{id}: a session number of {len(long[0])} digits is too long, number the sessions from 1.")
-    for session in sorted(map(int, numbers)):
-        rows = _typed(content[f"session_{session}"], list, f"{id}, session {session}")
+    keys = _session_keys(content, id)
+    for session, key in sorted(keys.items()):
+        rows = _typed(content[key], list, f"{id}, session {session}")
         for n, row in enumerate(rows, 1):
             turns.append(_parse_turn(row, session, len(turns), f"{id}, session {session}, turn {n}"))
         if rows:  # a session with a date and no turns never took place [D]
-            dates[session] = _text(content, f"session_{session}_date_time", id, default="")
+            dates[session] = _text(content, f"{key}_date_time", id, default="")
     if not turns:
         raise ValueError(f"{id} has no turns: give it at least one session_1 with a turn.")
     index = {turn.id: turn.index for turn in turns}
@@ -245,6 +243,22 @@ def _parse_conversation(record: dict, where: str) -> Conversation:
     rows = _typed(record.get("qa") or [], list, f"{id}, 'qa'")
     questions = [_parse_question(row, index, f"{id}, question {n}") for n, row in enumerate(rows, 1)]
     return Conversation(id, tuple(turns), tuple(questions), dates)
+
+
+def _session_keys(content: dict, id: str) -> dict[int, str]:
+    """The key of each session by its number; "session_01" is session 1."""
+    keys: dict[int, str] = {}
+    for key in content:
+        if not re.fullmatch("session_[0-9]+", key):
+            continue
+        digits = key[8:].lstrip("0")
+        if not 1 <= len(digits) <= 9:
+            what = f"of {len(digits)} digits is too long" if digits else "is 0"
+            raise ValueError(f"{id}: a session number {what}, number the sessions from 1.")
+        if int(digits) in keys:
+            raise ValueError(f"{id}: {keys[int(digits)]} and {key} are one session: give it one key.")
+        keys[int(digits)] = key
+    return keys
 
 
 def _parse_turn(row: dict, session: int, index: int, where: str) -> Turn:

@@ -289,7 +289,7 @@ def _cached_answers(backbone: Backbone, asked, texts: Sequence[str], s: Evaluate
 
 def _answers_file(backbone: Backbone, asked, texts: Sequence[str], s: EvaluateSettings) -> Path:
     wanted = [[prompts.prompt_text(q.question, text), q.answer] for (*_, q), text in zip(asked, texts, strict=True)]
-    key = json.dumps([FORMAT, backbone.fingerprint, prompts.ANSWER, s.max_new_tokens, s.batch_size,
+    key = json.dumps([FORMAT, backbone.cache_key, prompts.ANSWER, s.max_new_tokens, s.batch_size,
                       use_bf16(s.autocast, backbone.device), str(backbone.device), wanted])
     return cache_folder("references") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 

@@ -67,7 +67,7 @@ def turn_states(backbone: Backbone, conversation: Conversation, autocast: bool |
 
 def states_file(backbone: Backbone, texts: Sequence[str], bf16: bool) -> Path:
     """Where `turn_states` keeps the states of turns of these ``texts``."""
-    digest = hashlib.sha256(f"{FORMAT} {backbone.fingerprint} {'bf16' if bf16 else 'fp32'}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {backbone.cache_key} {'bf16' if bf16 else 'fp32'}".encode())
     for text in texts:
         digest.update(f"{len(text)} {text}".encode())
     return cache_folder("states", backbone.fingerprint[:16]) / f"{digest.hexdigest()[:32]}.safetensors"

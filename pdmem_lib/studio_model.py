@@ -19,7 +19,7 @@ from ._plot import look_of, times
 from .causal_figures import told_agreement
 from .lesson import Known, Learnt, Talk
 from .memory import MemoryModel
-from .methods import HebbianMatrix, SparseSlots, State
+from .methods import HebbianMatrix, SparseSlots, State, method_name
 from .persistence import LogEntry, text_sha256, utc_now
 from .recording import CHUNK, Reading, Recording
 
@@ -223,8 +223,9 @@ class Studio:
 
     def ask(self, question: str, answer: str | None = None) -> Reading:
         """Ask at the moment shown; ``answer`` is looked at in place of the own memory's."""
-        if len(question) > LONGEST:
-            raise ValueError(f"the question has {len(question)} letters, more than {LONGEST}: ask a shorter one")
+        for what, text in (("question", question), ("answer", answer or "")):
+            if len(text) > LONGEST:
+                raise ValueError(f"the {what} has {len(text)} letters, more than {LONGEST}: give a shorter one")
         self._record()
         side, known = self.side, self.known(question)
         side.reading = self.recording.read(question.strip(), self._other(), (answer or "").strip(), self.moment,
@@ -305,7 +306,7 @@ class Studio:
             self._ask_again(asked)
 
     def _side_of(self, method: str, capacity: int) -> Choice:
-        choice = (method, capacity)
+        choice = (method := method_name(method), capacity)
         if choice not in self.sides:
             kept = lesson.find(self.backbone, method, capacity, self.seed, self.schedule(method))
             model, learnt = kept or (MemoryModel(self.backbone, method, capacity, self.seed), None)

@@ -53,6 +53,7 @@ class Work:
                                layout=w.Layout(visibility="hidden"))
         self.cancel.on_click(lambda _: self.stop())
         self.running = ""  # what is
+        self.holds = False  # whether it needs the page to stand still
         self._stopped = threading.Event()
         self._shown = 0.0
 
@@ -62,10 +63,13 @@ class Work:
         if self.running:
             self.tell("Stopping …", False)
 
-    def run(self, what: str, work: Callable[[Progress], Any], done: Callable[[Any], None]) -> None:
-        """``done(work(progress))``; `Cancelled` and errors are told. RuntimeError where something runs already."""
+    def run(self, what: str, work: Callable[[Progress], Any], done: Callable[[Any], None], holds: bool = False) -> None:
+        """``done(work(progress))``; `Cancelled` and errors are told. RuntimeError where something runs already.
+
+        ``holds``: it looks at what the page looks at, which must not move meanwhile (`require_free`).
+        """
         self.require_idle()
-        self.running, self._shown = what, 0.0
+        self.running, self.holds, self._shown = what, holds, 0.0
         self._stopped.clear()
         self.bar.value, self.bar.max = 0, 1
         self.bar.layout.visibility = self.cancel.layout.visibility = "visible"
@@ -93,6 +97,11 @@ class Work:
         if self.running:
             raise RuntimeError(f"still at work ({self.running}): wait for it, or press Cancel")
 
+    def require_free(self) -> None:
+        """RuntimeError while a work is going on that needs the page to stand still."""
+        if self.holds:
+            self.require_idle()
+
     def _step(self, done: int, of: int, what: str) -> None:
         self.bar.max, self.bar.value = max(1, of), done
         if not self._stopped.is_set():
@@ -110,7 +119,7 @@ class Work:
             return None, error
 
     def _end(self, outcome: tuple[Any, BaseException | None], done: Callable[[Any], None]) -> None:
-        what, self.running = self.running, ""
+        what, self.running, self.holds = self.running, "", False
         self.bar.layout.visibility = self.cancel.layout.visibility = "hidden"
         value, error = outcome
         try:

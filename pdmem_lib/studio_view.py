@@ -36,6 +36,7 @@ def handler(method: Callable) -> Callable:
             return
         start = time.perf_counter()
         try:
+            self.work.require_free()
             method(self, *args)
         except Exception as error:
             self.tell(sentence(error), True)
@@ -125,7 +126,7 @@ class StudioView(Drawn):
         self._playing = asyncio.get_running_loop().create_task(self._play_on())
 
     async def _play_on(self) -> None:
-        while self.play.value and self.studio.moment < len(self.studio.texts):
+        while self.play.value and self.studio.moment < len(self.studio.texts) and not self.work.holds:
             await asyncio.sleep(1 / self.speed.value)
             if self.play.value:
                 self._go(self.studio.moment + 1)
@@ -301,7 +302,16 @@ class StudioView(Drawn):
             raise ValueError("nothing was asked yet: ask a question first")
         wanted = self.other_method.value, self.other_capacity.value
         self.work.run(f"Comparing with {look_of(wanted[0]).label}", lambda progress: self.studio.compare(
-            *wanted, progress), self._show_comparison)
+            *wanted, progress), self._compared, holds=True)
+
+    def _compared(self, found) -> None:
+        self._moved_on()
+        self._show_comparison(found)
+
+    def _moved_on(self) -> None:
+        """Controls that were moved while a work held the page are set back to what it looks at."""
+        self._set_choice()
+        self._draw_all()
 
     # ---- files ----
     @handler
@@ -317,10 +327,11 @@ class StudioView(Drawn):
             raise ValueError("no folder is named: type one beside Export")
 
         def done(files: Sequence[Path] | None) -> None:
+            self._moved_on()
             if files is not None:
                 self.tell(f"{len(files)} files are in {folder}: {', '.join(sorted({file.suffix for file in files}))}.")
 
-        self.work.run("Exporting", lambda progress: self.studio.export(folder, progress), done)
+        self.work.run("Exporting", lambda progress: self.studio.export(folder, progress), done, holds=True)
 
 
 def open_studio(model: MemoryModel | None = None, talks: Sequence[Talk] | None = None,

@@ -203,6 +203,37 @@ def test_a_local_folder_loads(tiny, folder):
     assert "pdmem" not in (folder / "config.json").read_text()  # what we do to attention stays out of a saved model
 
 
+@pytest.mark.parametrize("file, change", [("config.json", lambda c: c | {"initializer_range": 0.5}),
+                                          ("tokenizer.json", lambda c: c | {"post_processor": None, "normalizer": {"type": "NFC"}})])
+def test_the_same_weights_used_otherwise_have_a_cache_of_their_own(tiny, folder, file, change):
+    before = pdmem.load_backbone(folder)
+    again = pdmem.load_backbone(folder)
+    (folder / file).write_text(json.dumps(change(json.loads((folder / file).read_text()))))
+    other = pdmem.load_backbone(folder)
+    assert before.cache_key == again.cache_key != other.cache_key and before.fingerprint == other.fingerprint
+    before.tokenizer(["a", "b c"], padding=True)  # which the tokenizer keeps
+    assert pdmem.Backbone.cache_key.func(before) == again.cache_key
+
+
+@pytest.mark.parametrize("change", [{"pad_token": "[PAD]"}, {"pad_token": None, "eos_token": None, "bos_token": None}])
+def test_a_tokenizer_pads_with_any_token_or_none(tiny, folder, change):
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings = {name: value for name, value in settings.items() if name not in change or change[name]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {k: v for k, v in change.items() if v}))
+    if not any(change.values()):
+        (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    loaded = pdmem.load_backbone(folder)
+    for a, b in zip(loaded.encode(TEXTS), tiny.encode(TEXTS), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("config", ["[]", "{\"model_type\": \"llama\", \"hidden_size\": \"x\"}"])
+def test_a_config_of_any_content_is_an_error_with_a_mend(folder, config):
+    (folder / "config.json").write_text(config)
+    with pytest.raises(RuntimeError, match="could not be loaded from the folder"):
+        pdmem.load_backbone(folder)
+
+
 def test_a_path_object_is_a_folder_too(folder, tmp_path):
     loaded = pdmem.load_backbone(folder)
     pdmem.MemoryModel(loaded, "slot").save_pretrained(tmp_path / "adapter")

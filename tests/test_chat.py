@@ -46,7 +46,7 @@ def test_each_line_does_what_the_help_says(session, capsys):
     assert session.turns == 0
 
 
-@pytest.mark.parametrize("line", ["/forget 9", "/forget", "/forget -1", "/forget ²", "/rollback nowhere", "/snapshot ../up",
+@pytest.mark.parametrize("line", ["/forget 9", "/forget", "/forget -1", "/forget ²", "/rollback nowhere", "/snapshot ../up", "/snapshot start-of-run",
                                   "/snapshot", "/delete", "/ask", "?" * 2000])
 def test_a_mistake_is_one_line_and_the_chat_goes_on(session, capsys, line):
     chat.chat(session, iter([line, "I am here."]))

@@ -75,6 +75,13 @@ def test_no_text_of_the_data_is_kept(tmp_path):
     assert not any(b"Bob" in path.read_bytes() for path in figures.rglob("*") if path.is_file())
 
 
+def test_a_file_of_another_run_that_was_here_is_not_this_ones(tmp_path):
+    a_run(tmp_path / "ours", "baseline", references=True)
+    here = a_run(tmp_path / "runs", "slot")
+    shutil.copy(tmp_path / "ours" / "baseline-1x-seed42" / "references.parquet", here)
+    assert collected.collect(tmp_path / "runs").references is None
+
+
 def test_nothing_and_damage_are_said(tmp_path):
     with pytest.raises(ValueError, match="no finished run"):
         collected.collect(tmp_path, tmp_path / "figures")
@@ -131,5 +138,11 @@ def test_agreement_compares_the_same_questions_of_the_same_runs(tmp_path):
     one, two, three = (collected.collect(tmp_path / name) for name in ("one", "two", "three"))
     with pytest.raises(ValueError, match="asked other questions"):
         collected.agreement(one, two)
+    told(tmp_path / "four", "slot", "EPYC", ["a", "b"], [-1.0, -2.0], 10.0)
+    record = tmp_path / "four" / "slot-1x-seed42" / "record.json"
+    content = {key: value for key, value in json.loads(record.read_text()).items() if key != "checksum"}
+    save_json(record, content | {"settings": {"train": {"lr": 0.1}}})
+    with pytest.raises(ValueError, match="its settings train lr is None in one and 0.1 in the other"):
+        collected.agreement(one, collected.collect(tmp_path / "four"))
     with pytest.raises(ValueError, match="no run stands in both"):
         collected.agreement(one, three)

@@ -38,6 +38,11 @@ class Loud(KVExtension):
         self.gate = None
 
 
+class DividesByZero(KVExtension):
+    def read(self, state, inputs=None):
+        return self.key_values((state["P"] / state["P"].norm())[None])
+
+
 class LeavesAHook(CrossAttention):
     """Adds its branch by a hook of its own, which nobody takes away."""
 
@@ -152,6 +157,7 @@ class Raises(KVExtension):
 
 BROKEN = {  # method: the check that must fail, what its sentence says
     Loud: ("silent_start", "start at zero"),
+    DividesByZero: ("silent_start", "zero state logits are not finite"),
     LeavesAHook: ("off_is_frozen", "gone after it"),
     Stuck: ("only_theta_learns", "read_O.* no gradient in two steps"),
     Unused: ("only_theta_learns", "spare got no gradient"),
@@ -166,7 +172,7 @@ BROKEN = {  # method: the check that must fail, what its sentence says
     TakesPositions: ("memory_takes_no_positions", "memory takes none"),
     ReadsNothing: ("off_is_frozen", "read.. must use the state"),
 }
-ALONE = [Loud, Stuck, Unused, Crosstalk, KeepsToItself]  # everything else still passes
+ALONE = [Loud, DividesByZero, Stuck, Unused, Crosstalk, KeepsToItself]  # everything else still passes
 
 
 @pytest.fixture(params=["tiny-gpt2", "tiny-llama"])

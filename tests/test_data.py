@@ -47,6 +47,17 @@ def parse_one(*qa, **content):
 # ---- the format ------------------------------------------------------------------------------------------------------
 
 
+def test_sessions_may_be_numbered_with_zeros_and_each_once():
+    plain = parse_one(session_1_date_time="May")
+    content = {f"session_0{n}": record()["conversation"][f"session_{n}"] for n in (1, 2)} | {"session_01_date_time": "May"}
+    padded = locomo.parse([record() | {"conversation": content}])[0]
+    assert padded == plain and len(padded.turns) == 5
+    for wrong, message in ((dict(session_01=[row(9)]), "session_1 and session_01 are one session"),
+                           (dict(session_0=[row(9)]), "a session number is 0")):
+        with pytest.raises(ValueError, match=message):
+            parse_one(**wrong)
+
+
 def test_turns_carry_session_index_and_utterance():
     conversation = parse_one(session_1_date_time="1:56 pm on 8 May, 2023")
     assert [(t.id, t.session, t.index) for t in conversation.turns] == [

@@ -275,6 +275,14 @@ def test_reference_points_stand_beside_memories(table):
     assert points.loc["slot", ["n", "f1", "tokens", "bytes"]].tolist() == [180, pytest.approx(20), 80, 1000]
 
 
+def test_where_all_questions_are_of_category_5_the_others_have_no_score(table):
+    runs = table[table["method"] == "slot"].assign(tokens=80.0, seconds=0.1, bytes=1000.0, locomo_own=0.1, category=5)
+    asked = [dict(reference="frozen", conversation=c, number=i, category=5, f1=0.5, locomo=0.5, logp=-3.0, tokens=9, seconds=1.0,
+                  bytes=9.0) for c in "abc" for i in range(10)]
+    points = estimates.reference_points(runs, pd.DataFrame(asked), resamples=200)
+    assert points["f1"].notna().all() and points[["f1_without_5", "low_without_5", "high_without_5"]].isna().all(axis=None)
+
+
 def test_the_interval_of_a_score_ends_where_scores_do(table):
     """Two seeds that lie apart make a t interval of one degree of freedom, which would reach beyond 0 and 100 %."""
     cost = dict(tokens=80.0, seconds=0.1, bytes=1000.0, locomo_own=0.1, capacity=1)

@@ -431,6 +431,11 @@ def test_no_two_things_run_at_once(page):
     view.method.value = "hebbian"
     assert view.method.value == "slot" and view.studio.choice[0] == "slot"
     view.step.click()  # looking needs no model
+    assert view.studio.moment
+    view.work.holds = True  # but what is compared or exported is what is looked at
+    moment = view.studio.moment
+    view.first.click()
+    assert view.studio.moment == moment != 0 and "Still at work" in told(view)
 
 
 def test_long_work_in_a_thread_shows_how_far_it_is_and_stops(page):
