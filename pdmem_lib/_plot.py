@@ -57,8 +57,8 @@ def look_of(method: str) -> Look:
     name, _, beside = method.partition(".")
     known = REGISTRY.get(name)
     alias = next((alias for alias, its in aliases().items() if its == name), None)  # a reader's own may inherit one, or none
-    title = getattr(known, "title", name)
-    label = method if alias is None else title if alias == name else f"{alias} {title}"
+    title = getattr(known, "title", name) if alias or "title" in vars(known or object) else method
+    label = f"{alias} {title}" if alias not in (None, name) else title
     label = f"{label}, {beside}" if beside and known else label
     return Look(literal(label), *_COLOURS.get(method, ("#6B6B6B", "hexagon")))
 

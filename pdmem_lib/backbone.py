@@ -117,7 +117,7 @@ class Backbone:
         rules = getattr(self.tokenizer, "backend_tokenizer", None)
         rules = {"vocabulary": self.tokenizer.get_vocab()} if rules is None else json.loads(rules.to_str())
         rules = {name: value for name, value in rules.items() if name not in ("padding", "truncation")}  # set by calls
-        told = json.dumps([self.fingerprint, config, rules], sort_keys=True, default=str)
+        told = json.dumps([self.fingerprint, config, rules, self.tokenizer.eos_token_id], sort_keys=True, default=str)
         return hashlib.sha256(told.encode()).hexdigest()
 
     @cached_property

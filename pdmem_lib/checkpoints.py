@@ -45,7 +45,7 @@ def identity_of_asking(model: MemoryModel, conversations: Iterable[Conversation]
 def _identity(model: MemoryModel, conversations: Iterable[Conversation], of: str, settings: Settings,
               code: Iterable[str]) -> dict[str, Any]:
     return {
-        "backbone": model.frozen.fingerprint[:16], "data": data_sha256(list(conversations))[:16],
+        "backbone": model.frozen.cache_key[:16], "data": data_sha256(list(conversations))[:16],
         "model": type(model).__name__, **asdict(model.settings), "trainable_parameters": model.num_trainable,
         **{f"{of} {name}": value for name, value in asdict(settings).items() if name not in ("progress", "autocast")},
         "bf16": use_bf16(settings.autocast, model.backbone.device), "device": model.backbone.device.type,

@@ -332,14 +332,11 @@ class _Asker:
                 answers[k] = each
                 table.loc[rows, f"answer_{said[k][0]}"] = each
         f1 = [list(map(metrics.token_f1, each, gold)) for each in answers]
-        logp = self.log_probs(rows, [state for _, state in memories])
+        logp = self.log_probs(rows, [state for _, state in memories], [name for name, _ in memories])
         for kind, named, values in (("f1", said, f1), ("logp", memories, logp)):  # values: memories of rows
             for name in dict.fromkeys(name for name, _ in memories):
                 these = [value for (other, _), value in zip(named, values, strict=True) if other == name]
                 table.loc[rows, f"{kind}_{name}"] = np.mean(these, axis=0) if these else float("nan")
-        if bad := [name for name, _ in memories if not np.isfinite(table.loc[rows, f"logp_{name}"]).all()]:
-            raise ValueError(f"under the memory {bad[0]!r} an answer's log-probability is not finite, so what {self.model.method} "
-                             "reads there is not: see what its read makes of such a state (conformance.check)")
         table[[f"answer_{name}" for name, _ in memories if name not in self.s.answered]] = None
 
     def said(self, memories: Sequence[tuple[str, Memory]]) -> list[tuple[str, Memory]]:
@@ -360,14 +357,18 @@ class _Asker:
             memories, questions, self.s.max_new_tokens, size, on_batch, drafts=drafts))
 
     @torch.no_grad()
-    def log_probs(self, rows: Sequence[int], memories: Sequence[Memory]) -> list[list[float]]:
-        """Log-probability of each gold answer, nats per token, (memories, rows)."""
+    def log_probs(self, rows: Sequence[int], memories: Sequence[Memory], names: Sequence[str] = ()) -> list[list[float]]:
+        """Log-probability of each gold answer, nats per token, (memories, rows); ValueError where one is not finite."""
         questions, gold = zip(*((self.asked[i][2].question, self.asked[i][2].answer) for i in rows), strict=True)
 
         def scored(on_batch: Callable[[int], object]) -> list[list[float]]:
             with self.model.backbone.autocast(self.s.autocast):
                 score = self.model.scores_under(memories, questions, gold, batch_size=self._batch_size(memories),
                                                 on_batch=on_batch)
+            if bad := (~score.log_prob.isfinite()).any(dim=1).nonzero().flatten().tolist():  # before it is kept
+                raise ValueError(f"under the memory {(names or memories)[bad[0]]!r} an answer's log-probability is not finite, so "
+                                 f"what {self.model.method} reads there is not: see what its read makes of such a state "
+                                 "(conformance.check)")
             return (score.log_prob / score.tokens).tolist()
 
         return self._once(len(rows), memories, scored)

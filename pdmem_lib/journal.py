@@ -11,6 +11,7 @@ them. What stands behind these lines was being written when the process died and
 and a state, however long the log has grown.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -188,6 +189,7 @@ class Journal:
 
     def replace(self, now: Point, entries: Sequence[LogEntry]) -> None:
         """Another log in place of this one, of which nothing is left."""
+        self.require_folder()
         old = self.folder / self._end.log
         lines, end = _lines_of(entries, End(f"log-{int(old.stem[4:]) + 1}.jsonl"))
         with atomic_path(self.folder / end.log) as partial:
@@ -197,6 +199,7 @@ class Journal:
 
     def save_snapshot(self, name: str, now: Point) -> None:
         """Keep this point as ``snapshots/name``; one of that name is replaced."""
+        self.require_folder()
         self._save(self.folder / "snapshots" / f"{name}.safetensors", now, self._end_after(now.entries))
 
     def drop_snapshot(self, name: str) -> None:
@@ -206,6 +209,11 @@ class Journal:
     def save_merged(self, sha256: str, state: State) -> None:
         """Keep a state that was merged in, under the hash that the log names it by."""
         persistence.save_state(state, self._belongs_to, self.folder / f"merged-{sha256}.safetensors")
+
+    def require_folder(self) -> None:
+        """StorageError where the folder is gone: what is written now would be a session without a past."""
+        if not (self.folder / "lock").is_file():
+            raise StorageError(self.folder, FileNotFoundError(errno.ENOENT, "the session's folder is gone"))
 
     def _commit(self, now: Point, end: End) -> None:
         self._save(self.folder / STATE, now, end)

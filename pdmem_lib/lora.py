@@ -115,9 +115,10 @@ class LoRAModel(MemoryModel):
 
 
 class _Adapted(Backbone):
-    """A backbone whose weights move: its fingerprint is taken each time it is asked for."""
+    """A backbone whose weights move: its fingerprint and key are taken each time they are asked for."""
 
     fingerprint = property(Backbone.fingerprint.func)
+    cache_key = property(Backbone.cache_key.func)
 
 
 def _linear_maps(model: torch.nn.Module) -> dict[str, Tensor]:

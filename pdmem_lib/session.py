@@ -165,6 +165,7 @@ class Session:
 
         ``log`` False leaves the log out, which in such a file is held to some hundred thousand entries.
         """
+        self._settle()
         entries = self._log if log else ()
         persistence.save_state(self.state, persistence.identity(self.model), file, self.turns, entries, keep_text)
 

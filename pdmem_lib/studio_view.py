@@ -84,7 +84,7 @@ class StudioView(Drawn):
         self.remove.on_click(self._remove)
         self.empty.on_click(self._empty)
         self.ranking.observe(self._chose_ranked, names="value")
-        self.cause.on_click(lambda _, place: self._point_at(place[0]))
+        self.cause.on_click(self._clicked_cause)
         self.compare.on_click(self._compare_sides)
 
     # ---- the conversation ----
@@ -130,11 +130,18 @@ class StudioView(Drawn):
             await asyncio.sleep(1 / self.speed.value)
             if self.play.value:
                 self._go(self.studio.moment + 1)
-        self.play.value = False
+        self._paused()
+
+    def _paused(self) -> None:
+        self._set((self.play, dict(value=False, description="▶ Play")))
 
     @handler
     def _chose_turn(self, change) -> None:
         self._point_at(change["new"])
+
+    @handler
+    def _clicked_cause(self, _, place: list[int]) -> None:
+        self._point_at(place[0])
 
     def _point_at(self, turn: int | None) -> None:
         """Make ``turn`` the chosen one everywhere."""
@@ -311,6 +318,8 @@ class StudioView(Drawn):
     def _moved_on(self) -> None:
         """Controls that were moved while a work held the page are set back to what it looks at."""
         self._set_choice()
+        self._set((self.talks, dict(value=self.studio.talks.index(self.studio.talk))))
+        self._paused()
         self._draw_all()
 
     # ---- files ----

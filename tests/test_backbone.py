@@ -204,7 +204,8 @@ def test_a_local_folder_loads(tiny, folder):
 
 
 @pytest.mark.parametrize("file, change", [("config.json", lambda c: c | {"initializer_range": 0.5}),
-                                          ("tokenizer.json", lambda c: c | {"post_processor": None, "normalizer": {"type": "NFC"}})])
+                                          ("tokenizer.json", lambda c: c | {"post_processor": None, "normalizer": {"type": "NFC"}}),
+                                          ("tokenizer_config.json", lambda c: c | {"eos_token": "!"})])
 def test_the_same_weights_used_otherwise_have_a_cache_of_their_own(tiny, folder, file, change):
     before = pdmem.load_backbone(folder)
     again = pdmem.load_backbone(folder)

@@ -199,6 +199,16 @@ def test_each_check_has_a_method_that_fails_it():
     assert {check for check, _ in BROKEN.values()} == set(conformance.CHECKS)
 
 
+def test_an_evaluation_names_the_memory_under_which_nothing_is_finite(own, tmp_path):
+    conversations, kept = pdmem.synthetic_conversations(2, 1, seed=3, turns_per_session=8), tmp_path / "kept.json"
+    few = dict(questions_per_bucket=1, max_new_tokens=2, progress=False, autocast=False)
+    with registered(DividesByZero, "divides"):
+        for _ in range(2):  # what was kept of the first does not stand in the second's way
+            with pytest.raises(ValueError, match="under the memory 'zero' .* not finite"):
+                pdmem.evaluate(pdmem.MemoryModel(own, "divides"), conversations, kept, **few)
+    assert "NaN" not in kept.read_text()
+
+
 def test_an_error_of_the_method_is_the_finding(own):
     with registered(Raises):
         table = conformance.check(pdmem.MemoryModel(own, "mine")).set_index("check")

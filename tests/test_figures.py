@@ -159,6 +159,19 @@ def test_methods_are_told_apart_by_colour_and_by_marker():
     assert figures.look_of(STRANGER).label == STRANGER_ESCAPED
 
 
+def test_a_readers_own_method_is_called_by_its_title_or_its_name(monkeypatch):
+    class Mine(REGISTRY["slot"]):
+        pass
+
+    class Titled(REGISTRY["slot"]):
+        title = "Hashed"
+
+    for name, method in (("mine", Mine), ("titled", Titled), ("seventh", type("Seventh", (Titled,), {"alias": "M.7"}))):
+        monkeypatch.setitem(REGISTRY, name, method)
+    assert [figures.look_of(name).label for name in ("mine", "titled", "seventh", "slot", "baseline")] == [
+        "mine", "Hashed", "M.7 Hashed", "M.6 Slots", "Stateless baseline"]
+
+
 # --- one by one -------------------------------------------------------------------------------------------------------
 
 def test_forgetting_curves_have_a_panel_a_method_and_means_over_seeds(runs):

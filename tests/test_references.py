@@ -526,7 +526,7 @@ def test_lora_trains_without_hidden_states_and_leaves_the_original_alone(tiny, c
     weights = {name: w.clone() for name, w in tiny.model.state_dict().items()}
     lora = LoRAModel(tiny, 20_000)
     copied = {name: w.clone() for name, w in lora.backbone.model.state_dict().items() if "lora_" not in name}
-    before = lora.backbone.fingerprint
+    before, key = lora.backbone.fingerprint, lora.backbone.cache_key
     options = dict(epochs=4, batch_size=8, lr=1e-2, warmup_steps=0, progress=False, autocast=True)
     history = pdmem.train(lora, conversations[:1], **options)
     by_epoch = history.groupby("epoch")["loss"].mean()
@@ -535,6 +535,7 @@ def test_lora_trains_without_hidden_states_and_leaves_the_original_alone(tiny, c
     now = lora.backbone.model.state_dict()
     assert all(torch.equal(now[name], w) for name, w in copied.items())
     assert lora.backbone.fingerprint != before and lora.frozen.fingerprint == tiny.fingerprint
+    assert lora.backbone.cache_key != key and lora.frozen.cache_key == tiny.cache_key
     again = LoRAModel(tiny, 20_000)
     pdmem.train(again, conversations[:1], **options)
     assert all(torch.equal(a, b) for a, b in zip(lora.parameters(), again.parameters(), strict=True))

@@ -208,6 +208,9 @@ def test_what_is_interrupted_on_the_disk_is_taken_from_there(model, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         session.forget(1) if change == "forget" else session.rollback("two")
     monkeypatch.undo()
+    session.save_state(tmp_path / "exported.safetensors", keep_text=True)
+    if change == "forget" and step != "_commit":
+        assert b"sing" not in (tmp_path / "exported.safetensors").read_bytes()
     left = {True: ONE[:3], False: [ONE[0], ONE[2]] if change == "forget" else ONE[:2]}[step == "_commit"]
     numbers = session.write(ONE[3])
     assert numbers == ([len(left)] if (change, step) in [("rollback", "_tidy"), ("rollback", "drop_snapshot")] else [3])
@@ -252,10 +255,12 @@ def test_a_folder_that_is_gone_is_not_taken_for_an_empty_memory(model, tmp_path)
     session.snapshot("two")
     session.write(ONE[2])
     shutil.rmtree(tmp_path / "s")
-    for change in (lambda: session.rollback("two"), lambda: session.write(ONE[3])):
+    for change in (lambda: session.rollback("two"), lambda: session.write(ONE[3]), lambda: session.snapshot("x"),
+                   lambda: session.forget(0)):
         with pytest.raises(OSError):
             change()
         assert session.turns == 3 and same(session.state, alone(session.model, ONE[:3]))
+    assert not (tmp_path / "s" / "state.safetensors").exists()
 
 
 def test_a_snapshot_that_was_interrupted_is_forgotten_too(model, tmp_path, monkeypatch):

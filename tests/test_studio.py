@@ -432,10 +432,6 @@ def test_no_two_things_run_at_once(page):
     assert view.method.value == "slot" and view.studio.choice[0] == "slot"
     view.step.click()  # looking needs no model
     assert view.studio.moment
-    view.work.holds = True  # but what is compared or exported is what is looked at
-    moment = view.studio.moment
-    view.first.click()
-    assert view.studio.moment == moment != 0 and "Still at work" in told(view)
 
 
 def test_long_work_in_a_thread_shows_how_far_it_is_and_stops(page):
@@ -464,6 +460,37 @@ def test_long_work_in_a_thread_shows_how_far_it_is_and_stops(page):
     moments = asyncio.run(act(stop=True))
     assert len(moments) < 400 and max(moments) > 0 and "Counting: cancelled" in told(view)
     assert not view.work.running and view.work.cancel.layout.visibility == "hidden"
+
+
+def test_what_is_compared_stands_still_meanwhile(page, monkeypatch):
+    import asyncio
+
+    view = page()
+    view.ask.click()
+    view.other_method.value = "hebbian"
+    seen, compare = [], view.studio.compare
+
+    def slowly(*given):
+        __import__("time").sleep(1)
+        return compare(*given)
+
+    monkeypatch.setattr(view.studio, "compare", slowly)
+
+    async def act():
+        view.compare.click()
+        assert view.work.running
+        view.first.click()
+        view.talks.value, view.method.value, view.play.value = 1, "gated", True
+        seen.append((view.studio.moment, view.studio.talk, view.studio.choice))
+        assert "Still at work" in told(view)
+        while view.work.running:
+            await asyncio.sleep(0.05)
+
+    asyncio.run(act())
+    assert seen == [(4, TALK, ("slot", 1))] == [(view.studio.moment, view.studio.talk, view.studio.choice)]
+    assert (view.talks.value, view.method.value, view.play.value, view.moment.value) == (0, "slot", False, 4)
+    view.first.click()
+    assert view.studio.moment == 0
 
 
 def test_playing_writes_turn_after_turn(page):
