@@ -33,8 +33,8 @@ def built(tiny, method, capacity=1):
 def test_what_is_counted_is_what_a_run_does(tiny, smoke, method, monkeypatch):
     asked, model = built(tiny, method)
     done, write = Counter(), type(model.adapter).write
-    reads, scores, steps = type(model).answers_under, type(model).scores_under, []
-    injects, passes, scoring = type(model)._injection_for, memory.score_targets, []
+    reads, scores, steps = MemoryModel.answers_under, MemoryModel.scores_under, []
+    injects, passes, scoring = MemoryModel._injection_for, memory.score_targets, []
 
     def answers(self, memories, questions, *rest, **more):
         kind = "rows guessed" if more.get("drafts") else "rows asked"
