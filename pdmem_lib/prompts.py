@@ -53,7 +53,8 @@ def require_fitting(backbone: Backbone, questions: Iterable[tuple[str, Question]
     its answer, or for so many new tokens."""
     for id, q in questions:
         prompt = prompt_text(q.question)
-        if len((prompt + ANSWER.format(answer=q.answer)).encode()) + max(new_tokens, 2) <= backbone.max_tokens:
+        size = len((prompt + ANSWER.format(answer=q.answer)).encode(errors="surrogatepass"))
+        if size + max(new_tokens, 2) <= backbone.max_tokens:
             continue  # a token is a byte at least, and two may stand around a text
         asked, answer = len(backbone.token_ids(prompt)), len(target_ids(backbone, q.answer))
         if asked + max(answer, new_tokens) > backbone.max_tokens:

@@ -261,7 +261,8 @@ class Session:
         if replayed := self._replayed(gone, known, first):
             again, rest = replayed
             old = self.state
-            away = max(float((again.state[name] - tensor).norm() / tensor.norm().clamp_min(1e-12)) for name, tensor in old.items())
+            away = max(float((again.state[name] - tensor).norm() / tensor.norm().clamp_min(1e-12))
+                       for name, tensor in old.items())
             if all(torch.equal(again.state[name], tensor) for name, tensor in old.items()):
                 return replace(now, state=rest.state, age=rest.age), True, "all later turns were written again"
             if away < ROUNDING:
