@@ -318,7 +318,8 @@ class StudioView(Drawn):
     def _moved_on(self) -> None:
         """Controls that were moved while a work held the page are set back to what it looks at."""
         self._set_choice()
-        self._set((self.talks, dict(value=self.studio.talks.index(self.studio.talk))))
+        if self.studio.talk in self.studio.talks:  # a reader's own, opened from a cell, is none of the list
+            self._set((self.talks, dict(value=self.studio.talks.index(self.studio.talk))))
         self._paused()
         self._draw_all()
 
