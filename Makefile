@@ -1,7 +1,7 @@
 # Everything by one command; `make help` lists them. Needs Python 3.11 or 3.12 and a package index, nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce foretell recall sensitivity rates chapters test bench audit docs lab studio studio-film clean
+.PHONY: help setup reproduce foretell recall sensitivity rates oracle chapters test bench audit docs lab studio studio-film clean
 
 # What to run. Empty: what the preset says.
 PRESET ?= quick
@@ -16,9 +16,10 @@ KEEP ?=
 # What `make rates` tries, comma lists; empty: the notebook's own.
 RATES ?=
 EPOCHS ?=
-# What `make sensitivity` changes, a comma list (empty: all it knows), and settings that all its runs have: "epochs: 2, lr: 0.001"
-# (YAML of version 1.1, which takes 1e-3 for a text).
+# What `make sensitivity` changes, and the stages that `make oracle` makes, comma lists (empty: all they know); and settings that
+# all their runs have: "epochs: 2, lr: 0.001" (YAML of version 1.1, which takes 1e-3 for a text).
 SETTINGS ?=
+STAGES ?=
 OVERRIDES ?=
 # Runs at a time on one GPU; empty: as many as its memory holds.
 SHARE ?=
@@ -48,7 +49,7 @@ CHAPTERS := $(filter-out notebooks/9%,$(wildcard notebooks/[0-9]*.ipynb)) $(wild
 
 help: ## list the targets
 	@sed -n 's/^\([a-z.-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
-	@echo "  Variables: PRESET=smoke|quick|full|tuned BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 KEEP=1 RATES=0.01,0.1 EPOCHS=2,5 SETTINGS= OVERRIDES= SHARE=4 PROFILE=slurm|kubernetes NO_VENV=1"
+	@echo "  Variables: PRESET=smoke|quick|full|tuned BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 KEEP=1 RATES=0.01,0.1 EPOCHS=2,5 SETTINGS= STAGES= OVERRIDES= SHARE=4 PROFILE=slurm|kubernetes NO_VENV=1"
 
 setup: $(READY) ## make the environment (the others do it by themselves)
 
@@ -95,7 +96,8 @@ recall: $(READY) ## the task whose answer is known: tiny-gpt2 (4 min), or BACKBO
 	  $(if $(CAPACITIES),-p capacity "$(CAPACITIES)") -r runs_dir "data/runs/$(RECALL)" -r figures_dir "figures/$(RECALL)"
 
 # Runs under other overrides are other runs, in a folder of their own.
-SENSITIVITY := sensitivity-$(or $(BACKBONE),tiny-gpt2)$(if $(DATA),-$(PRESET)-$(notdir $(DATA)))$(if $(OVERRIDES),-$(shell printf %s "$(OVERRIDES)" | tr -cs A-Za-z0-9. -))
+OVERRIDDEN = $(if $(OVERRIDES),-$(shell printf %s "$(OVERRIDES)" | tr -cs A-Za-z0-9. -))
+SENSITIVITY := sensitivity-$(or $(BACKBONE),tiny-gpt2)$(if $(DATA),-$(PRESET)-$(notdir $(DATA)))$(OVERRIDDEN)
 sensitivity: $(READY) ## which choice carries recall: slots on tiny-gpt2, or METHODS=slot,hebbian BACKBONE=smollm2-135m (hours); DATA=locomo PRESET=full asks LoCoMo
 	@mkdir -p "data/runs/$(SENSITIVITY)"
 	@$(RUN) -m papermill notebooks/$(if $(DATA),94_sensitivity_locomo,93_sensitivity).ipynb "data/runs/$(SENSITIVITY)/sensitivity.ipynb" \
@@ -111,6 +113,15 @@ rates: $(READY) ## learning rate and epochs chosen on a training conversation he
 	  $(if $(BACKBONE),-r backbone "$(BACKBONE)" -r preset "$(PRESET)" -r data "$(or $(DATA),locomo)") \
 	  $(if $(METHODS),-r methods "$(METHODS)") $(if $(EPOCHS),-r epochs "$(EPOCHS)") $(if $(RATES),-r rates "$(RATES)") \
 	  $(if $(SEEDS),-p seed "$(SEEDS)") -r runs_dir "data/runs/$(TRIALS)" -r figures_dir "figures/$(TRIALS)"
+
+ORACLE := oracle-$(or $(BACKBONE),tiny-gpt2)$(if $(BACKBONE),-$(notdir $(or $(DATA),locomo)))$(OVERRIDDEN)
+oracle: $(READY) ## where the content is lost: banks of a question's own evidence, on tiny-gpt2, or METHODS=slot BACKBONE=smollm2-135m (hours)
+	@mkdir -p "data/runs/$(ORACLE)"
+	@$(RUN) -m papermill notebooks/96_oracle_banks.ipynb "data/runs/$(ORACLE)/oracle.ipynb" -k python3 --log-output --no-progress-bar \
+	  $(if $(BACKBONE),-r backbone "$(BACKBONE)" -r preset full -r data "$(or $(DATA),locomo)") \
+	  $(if $(METHODS),-r methods "$(METHODS)") $(if $(STAGES),-r stages "$(STAGES)") $(if $(SEEDS),-r seeds "$(SEEDS)") \
+	  $(if $(CAPACITIES),-r capacities "$(CAPACITIES)") $(if $(OVERRIDES),-y "overrides: {$(OVERRIDES)}") \
+	  -r runs_dir "data/runs/$(ORACLE)" -r figures_dir "figures/$(ORACLE)"
 
 chapters: $(READY) ## execute the chapter notebooks and save them with their outputs, as they are committed
 	@$(RUN) notebooks/execute.py $(CHAPTERS)

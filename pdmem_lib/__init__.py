@@ -9,17 +9,19 @@
 Marks in the docstrings say where a choice comes from: [A] the abstract of "Trained Persistent Memory for Frozen
 Decoder-Only LLMs" (arXiv:2603.22329), [C] its companion on encoder-decoders (arXiv:2603.16413), [D] decided here.
 
-Where things are: `pdmem_lib.backbone` (frozen models), `pdmem_lib.seam` (where memory enters), `pdmem_lib.write` (write
-rules), `pdmem_lib.methods` (the six methods and their registry), `pdmem_lib.memory` (MemoryModel), `pdmem_lib.prompts` (how it is
-asked and scored), `pdmem_lib.locomo` and `pdmem_lib.synthetic` (data), `pdmem_lib.states` (cached hidden states), `pdmem_lib.training`,
-`pdmem_lib.evaluation`, `pdmem_lib.metrics`, `pdmem_lib.provenance` (which turn left what), `pdmem_lib.editing` (states
-compared, merged, turns forgotten), `pdmem_lib.persistence` (adapters and states as files), `pdmem_lib.session` (a
-conversation that goes on) and `pdmem_lib.journal` (its folder), `pdmem_lib.chat`, `pdmem_lib.cards` (model cards),
-`pdmem_lib.references` and `pdmem_lib.lora` (what stands beside a memory), `pdmem_lib.estimates` (intervals and the verdict),
-`pdmem_lib.recall` (a task whose answer is known), `pdmem_lib.experiment` (one run of the study), `pdmem_lib.published`
-(others' numbers), `pdmem_lib.collected` (runs of one grid), `pdmem_lib.figures`; `pdmem_lib.causal` (what an answer
-rests on), `pdmem_lib.recording` (a conversation kept turn by turn), `pdmem_lib.lesson` (an adapter in a minute), and the
-Memory Studio, `studio`, made of `pdmem_lib.studio_model`, `studio_controls`, `studio_drawing` and `studio_view`.
+Where things are: `pdmem_lib.backbone` (frozen models), `pdmem_lib.seam` (where memory enters), `pdmem_lib.write`
+(write rules), `pdmem_lib.methods` (the six methods and their registry), `pdmem_lib.memory` (MemoryModel),
+`pdmem_lib.prompts` (how it is asked and scored), `pdmem_lib.locomo` and `pdmem_lib.synthetic` (data),
+`pdmem_lib.states` (cached hidden states), `pdmem_lib.training`, `pdmem_lib.evaluation`, `pdmem_lib.metrics`,
+`pdmem_lib.provenance` (which turn left what), `pdmem_lib.editing` (states compared, merged, turns forgotten),
+`pdmem_lib.persistence` (adapters and states as files), `pdmem_lib.session` (a conversation that goes on) and
+`pdmem_lib.journal` (its folder), `pdmem_lib.chat`, `pdmem_lib.cards` (model cards), `pdmem_lib.references` and
+`pdmem_lib.lora` (what stands beside a memory), `pdmem_lib.estimates` (intervals and the verdict), `pdmem_lib.recall`
+(a task whose answer is known), `pdmem_lib.oracle` (where content is lost), `pdmem_lib.experiment` (one run of the
+study), `pdmem_lib.published` (others' numbers), `pdmem_lib.collected` (runs of one grid), `pdmem_lib.figures`;
+`pdmem_lib.causal` (what an answer rests on), `pdmem_lib.recording` (a conversation kept turn by turn),
+`pdmem_lib.lesson` (an adapter in a minute), and the Memory Studio, `studio`, made of `pdmem_lib.studio_model`,
+`studio_controls`, `studio_drawing` and `studio_view`.
 """
 
 from importlib.metadata import version

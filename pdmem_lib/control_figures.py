@@ -21,6 +21,14 @@ MEMORIES = {  # memory: (name, marker, place across its row: what often scores t
     "off": ("off (frozen model)", "line-ns-open", -0.27),
     "format": ("format only", "square-open", 0.36),
 }
+STAGES = {  # of `oracle`: stage: how it is named at its row
+    "prompt": "the evidence in the prompt<br>(frozen model, no memory)",
+    "states": "its token states are<br>the memory's entries",
+    "alone": "it is written, alone",
+    "after": "written after all turns<br>before it, asked at once",
+    "end": "asked at the end of the<br>conversation (the study)",
+}
+AGAINST = {"other": "own − another conversation's", "neighbour": "own − another question's"}
 REFERENCES = {"memory": "circle", "prompt": "square", "trained without memory": "diamond", "frozen": "cross"}
 
 
@@ -84,6 +92,45 @@ def _memory_dots(table: pd.DataFrame, scores: dict[str, tuple[str, str, int]], t
 def _memory_marker(memory: str, colour: str | list[str]) -> dict:
     size = {"own": 10, "other": 19}.get(memory, 11)
     return dict(symbol=MEMORIES[memory][1], size=size, color=colour, line=dict(color=colour, width=2.5))
+
+
+def evidence_by_stage(table: pd.DataFrame, subtitle: str) -> go.Figure:
+    """What a question's own evidence is worth, the nearer its memory is to the study's: a row a stage, from the prompt down.
+
+    Columns method, capacity, stage (of `oracle.STAGES`), against ("other": another conversation's evidence, "neighbour": that
+    of another question of the same conversation), effect, low and high (nats per answer token): rows of `oracle.told` of one
+    choice of questions. ValueError for two rows of one method and capacity.
+    """
+    require(table, "method", "capacity", "stage", "against", "effect", "low", "high")
+    keys = ["method", "capacity", "stage", "against"]
+    if unknown := set(table["stage"]) - set(STAGES) or set(table["against"]) - set(AGAINST):
+        raise ValueError(f"unknown {', '.join(map(str, sorted(unknown)))}: known are {', '.join([*STAGES, *AGAINST])}")
+    if table.duplicated(keys).any():
+        raise ValueError("this figure takes one row a method, capacity, stage and control: choose the questions")
+    stages = [stage for stage in STAGES if stage in set(table["stage"])]
+    panels = [against for against in AGAINST if against in set(table["against"])]
+    drawn = table[table["method"] != "baseline"]  # the frozen model, alone in its row
+    lines = list(drawn.groupby(["method", "capacity"], sort=False).groups)
+    figure = make_subplots(rows=1, cols=len(panels), shared_yaxes=True, horizontal_spacing=0.03,
+                           subplot_titles=[f"<b>{AGAINST[against]}</b>" for against in panels])
+    for row in table.itertuples():
+        look = NEUTRAL if row.method == "baseline" else look_of(row.method)
+        aside = 0.0 if row.method == "baseline" else 0.6 * ((lines.index((row.method, row.capacity)) + 0.5) / len(lines) - 0.5)
+        figure.add_scatter(
+            x=[row.effect], y=[stages.index(row.stage) + aside], mode="markers", showlegend=False, name=look.label,
+            marker=dot_style(look, fill_of(row.capacity), 12), row=1, col=1 + panels.index(row.against),
+            error_x=dict(array=[row.high - row.effect], arrayminus=[row.effect - row.low], thickness=2.5, width=5, color=look.colour),
+            hovertemplate=f"{look.label or 'frozen model'}: {signed(row.effect)} ({signed(row.low)} to {signed(row.high)}) nats"
+                          "<extra></extra>")
+    for method, capacity in lines:
+        legend_entry(figure, f"{look_of(method).label}, {times(capacity)}", marker=dot_style(look_of(method), fill_of(capacity), 12))
+    for y in range(0, len(stages), 2):
+        figure.add_hrect(y0=y - 0.5, y1=y + 0.5, fillcolor="#F3F3F3", line_width=0, layer="below", row=1, col="all")
+    figure.add_vline(x=0, line=dict(color=INK, width=2))
+    figure.update_xaxes(title="nats per answer token, 95 %", gridcolor="#DDDDDD")
+    figure.update_yaxes(tickvals=list(range(len(stages))), ticktext=[STAGES[stage] for stage in stages], showgrid=False,
+                        zeroline=False, range=[len(stages) - 0.5, -0.5])
+    return finish(figure, "Where the content is lost", subtitle, 300 + 84 * len(stages), left=260)
 
 
 def reference_points(table: pd.DataFrame, subtitle: str, y: str = "f1") -> go.Figure:

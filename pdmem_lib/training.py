@@ -99,7 +99,7 @@ def train(model: MemoryModel, conversations: Iterable[Conversation], on_step: Ca
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, s.warmup_steps, total),
                                                       last_epoch=len(rows) - 1)
         batches = ((epoch, batch) for epoch in range(s.epochs)
-                   for batch in _epoch_batches(ids, lengths, s.batch_size, generator))
+                   for batch in epoch_batches(ids, lengths, s.batch_size, generator))
         start = time.perf_counter() - earlier
         with tqdm(total=total, initial=len(rows), desc=f"train {model.method}", unit="step", disable=not s.progress,
                   mininterval=1.0) as bar:
@@ -155,7 +155,7 @@ def training_questions(conversations: Sequence[Conversation], s: TrainSettings,
 
 def num_steps(ids: list[str], s: TrainSettings) -> int:
     """Steps of a training on questions of the conversations ``ids``, one a question."""
-    return s.epochs * len(_epoch_batches(ids, [0] * len(ids), s.batch_size, generator=None))
+    return s.epochs * len(epoch_batches(ids, [0] * len(ids), s.batch_size, generator=None))
 
 
 @torch.inference_mode(False)
@@ -193,7 +193,7 @@ def train_pairs(model: MemoryModel, draw: Callable[[int], tuple[Sequence[State],
     return pd.DataFrame(rows)
 
 
-def _epoch_batches(ids: list[str], lengths: list[int], size: int, generator: torch.Generator | None) -> list[list[int]]:
+def epoch_batches(ids: list[str], lengths: list[int], size: int, generator: torch.Generator | None) -> list[list[int]]:
     """Batches of one conversation's questions, of near-equal length, in random order (in order without a generator).
 
     Within a conversation questions are shuffled, sorted by length within pools of eight batches, and cut.

@@ -16,7 +16,7 @@ from pdmem_lib import metrics
 from pdmem_lib.evaluation import EvaluateSettings, sample_questions
 from pdmem_lib.experiment import PRESETS
 from pdmem_lib.locomo import parse
-from pdmem_lib.training import TrainSettings, _epoch_batches, _schedule
+from pdmem_lib.training import TrainSettings, epoch_batches, _schedule
 
 QUIET = dict(progress=False, autocast=False)
 FEW = dict(max_new_tokens=3, **QUIET)
@@ -123,12 +123,12 @@ def test_batches_hold_one_conversation_and_every_question_once(generator):
     generator = None if generator is None else torch.Generator().manual_seed(generator)
     ids = ["a"] * 37 + ["b"] * 5 + ["a"] * 3
     lengths = [(7 * i) % 23 for i in range(len(ids))]
-    batches = _epoch_batches(ids, lengths, 4, generator)
+    batches = epoch_batches(ids, lengths, 4, generator)
     assert sorted(i for batch in batches for i in batch) == list(range(len(ids)))
     assert all(len({ids[i] for i in batch}) == 1 and len(batch) <= 4 for batch in batches)
-    assert len(batches) == len(_epoch_batches(ids, lengths, 4, None))  # what the schedule counts on
+    assert len(batches) == len(epoch_batches(ids, lengths, 4, None))  # what the schedule counts on
     if generator is not None:
-        assert _epoch_batches(ids, lengths, 4, generator) != batches  # another epoch, another order
+        assert epoch_batches(ids, lengths, 4, generator) != batches  # another epoch, another order
         spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in batches]
         assert np.mean(spread) < 6  # near-equal lengths, where 23 are possible
 
