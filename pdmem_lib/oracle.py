@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 STAGES = ("prompt", "states", "alone", "after", "end")
 AGAINST = {"other": "another conversation's", "neighbour": "another question's"}  # whose evidence own is held against
-Asked = tuple[Conversation, Question]
+Asked = tuple[Conversation, int, Question]  # the question's number in its conversation: a benchmark may ask one twice
 Score = Callable[[Question, Sequence[Asked | None]], list[float]]  # nats per answer token with each one's evidence; None: none
 
 
@@ -70,8 +70,8 @@ class OracleSettings(Settings):
 
 
 def answerable(conversations: Sequence[Conversation], most: int | None = None, seed: int = 0) -> list[Asked]:
-    """The questions whose evidence is known, with their conversation: all, or a sample of ``most``; in order."""
-    asked = [(c, q) for c in conversations for q in c.questions if q.evidence]
+    """The questions whose evidence is known, with conversation and number: all, or a sample of ``most``; in order."""
+    asked = [(c, number, q) for c in conversations for number, q in enumerate(c.questions) if q.evidence]
     if not asked:
         raise ValueError("no question names its evidence: an oracle has nothing to put into a bank")
     if most is not None and most < len(asked):
@@ -93,8 +93,8 @@ class Banks:
             raise ValueError(f"{model.method} keeps no entries as wide as a token's state: 'states' is for those that do")
         self._known: dict[str, dict[int, State]] = {}
 
-    def of(self, conversation: Conversation, question: Question) -> State:
-        """What ``question`` of ``conversation`` is to read."""
+    def of(self, conversation: Conversation, number: int, question: Question) -> State:
+        """What this question of ``conversation`` is to read."""
         turns = sorted(conversation.turn(id).index for id in question.evidence)
         if self.stage == "states":
             H = torch.cat([self._hidden(conversation.id, turn) for turn in turns])
@@ -135,14 +135,14 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], stage: str,
     """
     s = OracleSettings.from_mapping(settings)
     asked = answerable(conversations, s.max_questions, s.seed)
-    banks = Banks(model, encode_all(model.backbone, dict.fromkeys(c for c, _ in asked), s.progress, s.autocast), stage)
+    banks = Banks(model, encode_all(model.backbone, {c.id: c for c, *_ in asked}.values(), s.progress, s.autocast), stage)
     generator = torch.Generator().manual_seed(s.seed)
-    lengths = [len(model.backbone.token_ids(f"{q.question} {q.answer}")) for _, q in asked]
+    lengths = [len(model.backbone.token_ids(f"{q.question} {q.answer}")) for *_, q in asked]
     batches = [batch for _ in range(s.epochs) for batch in epoch_batches([""] * len(asked), lengths, s.batch_size, generator)]
 
     def draw(step: int) -> tuple[list[State], list[str], list[str]]:
         chosen = [asked[i] for i in batches[step]]
-        return [banks.of(*one) for one in chosen], [q.question for _, q in chosen], [q.answer for _, q in chosen]
+        return [banks.of(*one) for one in chosen], [q.question for *_, q in chosen], [q.answer for *_, q in chosen]
 
     return train_pairs(model, draw, len(batches), s.lr, s.warmup_steps, s.clip, s.autocast, s.progress)
 
@@ -168,14 +168,14 @@ def ask(model: MemoryModel, conversations: Sequence[Conversation], stage: str, *
         score = _under(model, Banks(model, states, stage))
     rows = []
     with tqdm(total=len(asked), desc=f"ask at {stage}", unit="question", disable=not s.progress, mininterval=1.0) as bar:
-        for (c, q), others in zip(asked, _controls(asked, conversations, s.seed), strict=True):
+        for (c, number, q), others in zip(asked, _controls(asked, conversations, s.seed), strict=True):
             if stage == "end":
                 others = [(name, one) for name, one in others if name != "neighbour"]
             with model.backbone.autocast(s.autocast):
-                found = score(q, [(c, q), *(one for _, one in others), None])
+                found = score(q, [(c, number, q), *(one for _, one in others), None])
             logp = pd.Series(found, index=["own", *(name for name, _ in others), "zero"]).groupby(level=0).mean()
             rows.append(dict(method=model.method, capacity=model.settings.capacity, stage=stage, conversation=c.id,
-                             number=c.questions.index(q), category=q.category, lag=q.lag, evidence=len(q.evidence),
+                             number=number, category=q.category, lag=q.lag, evidence=len(q.evidence),
                              **{f"logp_{name}": logp.get(name) for name in ("own", "neighbour", "other", "zero")}))
             bar.update()
     return pd.DataFrame(rows).astype({"logp_neighbour": float})
@@ -183,13 +183,13 @@ def ask(model: MemoryModel, conversations: Sequence[Conversation], stage: str, *
 
 def _controls(asked: Sequence[Asked], conversations: Sequence[Conversation], seed: int) -> list[list[tuple[str, Asked]]]:
     """For each question: another of its conversation without common evidence, if there is one, and one of each other's."""
-    known = {c.id: [(c, q) for q in c.questions if q.evidence] for c in conversations}
+    known = {c.id: answerable([c]) for c in conversations if any(q.evidence for q in c.questions)}
     found = []
-    for c, q in asked:
-        rng = random.Random(f"{seed} {c.id} {c.questions.index(q)}")
-        apart = [one for one in known[c.id] if not set(one[1].evidence) & set(q.evidence)]
+    for c, number, q in asked:
+        rng = random.Random(f"{seed} {c.id} {number}")
+        apart = [one for one in known[c.id] if not set(one[2].evidence) & set(q.evidence)]
         found.append([("neighbour", rng.choice(apart))] * bool(apart)
-                     + [("other", rng.choice(theirs)) for id, theirs in known.items() if id != c.id and theirs])
+                     + [("other", rng.choice(theirs)) for id, theirs in known.items() if id != c.id])
     return found
 
 
@@ -209,7 +209,7 @@ def _prompts(backbone: Backbone, conversations: Sequence[Conversation]) -> Score
     bare, index = MemoryModel(backbone, "baseline"), {c.id: TurnIndex(backbone, c) for c in conversations}
 
     def score(q: Question, whose: Sequence[Asked | None]) -> list[float]:
-        texts = ["" if one is None else gold_turns(index[one[0].id], replace(q, evidence=one[1].evidence)) for one in whose]
+        texts = ["" if one is None else gold_turns(index[one[0].id], replace(q, evidence=one[2].evidence)) for one in whose]
         found = bare.score([q.question] * len(whose), [q.answer] * len(whose), "off", contexts=texts)
         return (found.log_prob / found.tokens).tolist()
     return score

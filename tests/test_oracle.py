@@ -28,23 +28,23 @@ def states(backbone, talks):
 
 
 def of_several_turns(conversation):
-    return next(q for q in conversation.questions if len(q.evidence) > 1)
+    return next(one for one in oracle.answerable([conversation]) if len(one[2].evidence) > 1)
 
 
-def turns_of(conversation, question):
+def turns_of(conversation, number, question):
     return sorted(conversation.turn(id).index for id in question.evidence)
 
 
 @pytest.mark.parametrize("method", ["kv_extension", "hebbian", "slot"])
 def test_each_stage_writes_what_it_says(backbone, talks, states, method):
     model, talk = MemoryModel(backbone, method), talks[0]
-    question = of_several_turns(talk)
-    turns = turns_of(talk, question)
+    one = of_several_turns(talk)
+    turns = turns_of(*one)
     written = {"alone": turns, "after": range(turns[-1] + 1), "end": range(len(talk.turns))}
     for stage, those in written.items():
         model.reset()
         expected = model.write_hidden([states[talk.id][turn] for turn in those])
-        found = oracle.Banks(model, states, stage).of(talk, question)
+        found = oracle.Banks(model, states, stage).of(*one)
         assert {name: torch.equal(found[name], expected[name]) for name in expected} == dict.fromkeys(expected, True), stage
     assert torch.equal(*(bank[next(iter(expected))] for bank in (found, final_bank(model, talk, states[talk.id]))))
 
@@ -52,11 +52,11 @@ def test_each_stage_writes_what_it_says(backbone, talks, states, method):
 def test_at_states_the_entries_are_the_token_states(backbone, talks, states):
     """Again and again until the bank is full; the last ones where it cannot hold them all."""
     talk = talks[0]
-    question = of_several_turns(talk)
-    H = torch.cat([states[talk.id][turn] for turn in turns_of(talk, question)])  # (T, d)
+    one = of_several_turns(talk)
+    H = torch.cat([states[talk.id][turn] for turn in turns_of(*one)])  # (T, d)
     for entries in (3 * len(H) - 1, len(H) - 2):
         model = MemoryModel(backbone, "slot", num_entries=entries, top_k=2)
-        found = oracle.Banks(model, states, "states").of(talk, question)["P"]
+        found = oracle.Banks(model, states, "states").of(*one)["P"]
         assert torch.equal(found, torch.cat([H, H, H])[:entries] if entries > len(H) else H[-entries:])
         assert model.checked({"P": found})  # it is a state of this model
 
@@ -74,7 +74,7 @@ def test_what_no_bank_can_be_made_of_is_named(backbone, states, talks):
 
 def test_only_questions_with_evidence_are_asked(talks):
     asked = oracle.answerable(talks)
-    assert asked == [(c, q) for c in talks for q in c.questions if q.evidence]
+    assert asked == [(c, i, q) for c in talks for i, q in enumerate(c.questions) if q.evidence]
     some = oracle.answerable(talks, 5, seed=1)
     assert len(some) == 5 and some == [one for one in asked if one in some] and some != oracle.answerable(talks, 5, seed=2)
     blind = [replace(talks[0], questions=tuple(replace(q, evidence=()) for q in talks[0].questions))]
@@ -87,11 +87,11 @@ def test_controls_share_no_evidence_and_are_the_same_at_every_stage(talks):
     found = oracle._controls(asked, talks, 42)
     assert found == oracle._controls(asked, talks, 42) != oracle._controls(asked, talks, 43)
     assert found[3:7] == oracle._controls(asked[3:7], talks, 42)  # whoever else is asked
-    for (c, q), others in zip(asked, found, strict=True):
+    for (c, _, q), others in zip(asked, found, strict=True):
         kinds = [name for name, _ in others]
         assert kinds == ["neighbour", "other", "other"]
-        assert others[0][1][0] is c and not set(others[0][1][1].evidence) & set(q.evidence)
-        assert {other.id for name, (other, _) in others if name == "other"} == {t.id for t in talks} - {c.id}
+        assert others[0][1][0] is c and not set(others[0][1][2].evidence) & set(q.evidence)
+        assert {other.id for name, (other, *_) in others if name == "other"} == {t.id for t in talks} - {c.id}
 
 
 def test_answers_are_scored_under_the_banks_that_are_named(backbone, talks, states):
@@ -101,14 +101,14 @@ def test_answers_are_scored_under_the_banks_that_are_named(backbone, talks, stat
     asked = oracle.answerable(talks, 4, seed=42)
     before = model.state["P"].clone()
     table = oracle.ask(model, talks, "after", max_asked=4, progress=False, autocast=False)
-    assert torch.equal(model.state["P"], before) and table["evidence"].tolist() == [len(q.evidence) for _, q in asked]
+    assert torch.equal(model.state["P"], before) and table["evidence"].tolist() == [len(q.evidence) for *_, q in asked]
     banks = oracle.Banks(model, states, "after")
-    for row, (c, q), others in zip(table.itertuples(), asked, oracle._controls(asked, talks, 42), strict=True):
+    for row, (c, number, q), others in zip(table.itertuples(), asked, oracle._controls(asked, talks, 42), strict=True):
         def logp(memory):
             found = model.score([q.question], [q.answer], memory)
             return (found.log_prob / found.tokens).item()
-        assert row.conversation == c.id and c.questions[row.number] == q and row.lag == q.lag
-        assert row.logp_own == pytest.approx(logp(banks.of(c, q)), abs=1e-4)
+        assert row.conversation == c.id and row.number == number and c.questions[number] == q and row.lag == q.lag
+        assert row.logp_own == pytest.approx(logp(banks.of(c, number, q)), abs=1e-4)
         assert row.logp_zero == pytest.approx(logp("zero"), abs=1e-4)
         of = {name: [logp(banks.of(*one)) for kind, one in others if kind == name] for name in ("neighbour", "other")}
         assert row.logp_neighbour == pytest.approx(of["neighbour"][0], abs=1e-4)
@@ -120,7 +120,7 @@ def test_answers_are_scored_under_the_banks_that_are_named(backbone, talks, stat
 def test_the_prompt_is_the_frozen_model_with_the_evidences_text(backbone, talks):
     bare = MemoryModel(backbone, "baseline")
     table = oracle.ask(bare, talks, "prompt", max_asked=3, progress=False, autocast=False)
-    for row, (c, q) in zip(table.itertuples(), oracle.answerable(talks, 3, seed=42), strict=True):
+    for row, (c, _, q) in zip(table.itertuples(), oracle.answerable(talks, 3, seed=42), strict=True):
         for column, context in (("logp_own", gold_turns(TurnIndex(backbone, c), q)), ("logp_zero", "")):
             found = bare.score([q.question], [q.answer], contexts=[context])
             assert getattr(row, column) == pytest.approx((found.log_prob / found.tokens).item(), abs=1e-4)
@@ -174,3 +174,11 @@ def test_the_figure_has_a_row_a_stage_and_a_panel_a_control():
         figures.evidence_by_stage(oracle.told(table), "made up")
     with pytest.raises(ValueError, match="unknown later"):
         figures.evidence_by_stage(found.assign(stage="later"), "made up")
+
+
+def test_a_question_that_stands_twice_is_asked_twice(backbone, talks):
+    """LoCoMo has some: each is a row of its own."""
+    twice = [replace(c, questions=c.questions + c.questions[:2]) for c in talks]
+    table = oracle.ask(MemoryModel(backbone, "slot"), twice, "alone", progress=False, autocast=False).assign(seed=42)
+    assert not table.duplicated(["conversation", "number"]).any()
+    assert len(oracle.told(table)) == 4

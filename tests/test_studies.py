@@ -115,3 +115,29 @@ def test_rates_are_tried_without_a_look_at_the_test_conversations(workplace):
     held_out = {record["held_out"] for record in json.loads((folder / "records.json").read_text()).values()}
     assert held_out == {data.train[-1].id} and not held_out & {talk.id for talk in data.test}
     assert (folder / "rates.html").exists()
+
+
+@pytest.mark.slow
+def test_the_notebook_of_oracle_banks_makes_each_stage_once(workplace):
+    """A method that has no such stage is left out of it; what was made before is shown too."""
+    few = {"epochs": 1, "warmup_steps": 1, "lr": 0.01, "max_questions": 16, "max_asked": 14}
+
+    def make(methods, stages):
+        return made("96_oracle_banks.ipynb", runs, methods=methods, stages=stages, overrides=few)
+
+    runs = Path("data/runs/oracle-tiny-gpt2-smoke-synthetic")
+    first = make("hebbian", "states,alone")
+    both = make("hebbian,slot", "prompt,end")
+    assert set(first) == {"hebbian-1x-alone-seed42.csv"} and both.items() >= first.items()
+    assert set(both) - set(first) == {"baseline-1x-prompt-seed42.csv", "hebbian-1x-end-seed42.csv", "slot-1x-end-seed42.csv"}
+    figures = Path("figures/oracle-tiny-gpt2-smoke-synthetic")
+    table = pandas.read_parquet(figures / "per_question.parquet")
+    assert (table.groupby(["method", "stage"]).size() == 14).all() and table.groupby("stage")["logp_own"].nunique().min() > 1
+    told = pandas.read_csv(figures / "told.csv")
+    assert set(map(tuple, told[["method", "stage"]].values)) == {
+        ("baseline", "prompt"), ("hebbian", "alone"), ("hebbian", "end"), ("slot", "end")}
+    records = json.loads((figures / "records.json").read_text())
+    assert set(records) == {name.removesuffix(".csv") for name in both} and records["slot-1x-end-seed42"]["settings"]["lr"] == 0.01
+    assert (figures / "where_it_is_lost.html").exists()
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown stages"):
+        make("slot", "later")
