@@ -21,7 +21,7 @@ import torch  # noqa: E402
 import pdmem_lib as pdmem  # noqa: E402
 
 REAL = os.environ.get("PDMEM_TEST_BACKBONE")
-LONGEST = ("test_pipeline.py", "test_studies.py")  # minutes each
+LONGEST = ("test_pipeline.py", "test_smoke.py", "test_studies.py")  # minutes each
 
 
 def pytest_collection_modifyitems(items):
