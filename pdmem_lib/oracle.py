@@ -30,6 +30,7 @@ from .comparisons import MATCHED, matched
 from .locomo import Conversation, Question
 from .memory import MemoryModel
 from .methods import State
+from .prompts import require_fitting
 from .references import TurnIndex, gold_turns
 from .settings import Settings
 from .states import encode_all
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
     import pandas
 
 STAGES = ("prompt", "states", "alone", "after", "end")
-AGAINST = {"other": "another conversation's", "neighbour": "another question's"}  # whose evidence own is held against
+AGAINST = ("other", "neighbour")  # whose evidence own is held against: another conversation's, another question's
+MEMORIES = ("own", *AGAINST, "zero")
 Asked = tuple[Conversation, int, Question]  # the question's number in its conversation: a benchmark may ask one twice
 Score = Callable[[Question, Sequence[Asked | None]], list[float]]  # nats per answer token with each one's evidence; None: none
 
@@ -135,6 +137,7 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], stage: str,
     """
     s = OracleSettings.from_mapping(settings)
     asked = answerable(conversations, s.max_questions, s.seed)
+    require_fitting(model.backbone, ((c.id, q) for c, _, q in asked))
     banks = Banks(model, encode_all(model.backbone, {c.id: c for c, *_ in asked}.values(), s.progress, s.autocast), stage)
     generator = torch.Generator().manual_seed(s.seed)
     lengths = [len(model.backbone.token_ids(f"{q.question} {q.answer}")) for *_, q in asked]
@@ -155,12 +158,14 @@ def ask(model: MemoryModel, conversations: Sequence[Conversation], stage: str, *
     token logp_own, logp_neighbour (the bank of another question of the conversation that shares no evidence; NaN where there
     is none, and at stage "end", whose bank is the conversation's), logp_other (a question's of each other conversation, in
     the mean) and logp_zero. Which others they are follows from the seed alone, so that every stage has the same. At stage
-    "prompt" the evidence's text stands in a prompt of the bare model, and zero is no text.
+    "prompt" the evidence's text stands in a prompt of the bare model ("baseline"), and zero is no text.
     """
     import pandas as pd
 
     s = OracleSettings.from_mapping(settings)
     asked = answerable(conversations, s.max_asked, s.seed)
+    require_fitting(model.backbone, ((c.id, q) for c, _, q in asked))
+    of = dict(method="baseline", capacity=1) if stage == "prompt" else dict(method=model.method, capacity=model.settings.capacity)
     if stage == "prompt":
         score = _prompts(model.backbone, conversations)
     else:
@@ -174,11 +179,10 @@ def ask(model: MemoryModel, conversations: Sequence[Conversation], stage: str, *
             with model.backbone.autocast(s.autocast):
                 found = score(q, [(c, number, q), *(one for _, one in others), None])
             logp = pd.Series(found, index=["own", *(name for name, _ in others), "zero"]).groupby(level=0).mean()
-            rows.append(dict(method=model.method, capacity=model.settings.capacity, stage=stage, conversation=c.id,
-                             number=number, category=q.category, lag=q.lag, evidence=len(q.evidence),
-                             **{f"logp_{name}": logp.get(name) for name in ("own", "neighbour", "other", "zero")}))
+            rows.append(of | dict(stage=stage, conversation=c.id, number=number, category=q.category, lag=q.lag,
+                                  evidence=len(q.evidence), **{f"logp_{name}": logp.get(name) for name in MEMORIES}))
             bar.update()
-    return pd.DataFrame(rows).astype({"logp_neighbour": float})
+    return pd.DataFrame(rows).astype({f"logp_{name}": float for name in MEMORIES})
 
 
 def _controls(asked: Sequence[Asked], conversations: Sequence[Conversation], seed: int) -> list[list[tuple[str, Asked]]]:

@@ -182,3 +182,13 @@ def test_a_question_that_stands_twice_is_asked_twice(backbone, talks):
     table = oracle.ask(MemoryModel(backbone, "slot"), twice, "alone", progress=False, autocast=False).assign(seed=42)
     assert not table.duplicated(["conversation", "number"]).any()
     assert len(oracle.told(table)) == 4
+
+
+def test_one_conversation_has_no_other_and_a_question_that_is_too_long_is_named(backbone, talks):
+    table = oracle.ask(MemoryModel(backbone, "slot"), talks[:1], "alone", max_asked=3, progress=False, autocast=False)
+    assert table["logp_other"].isna().all() and table["logp_other"].dtype == float and table["logp_neighbour"].notna().all()
+    long = replace(talks[0].questions[0], question="why? " * backbone.max_tokens)
+    asked = [replace(talks[0], questions=(*talks[0].questions[1:], long))]
+    for work in (oracle.train, oracle.ask):
+        with pytest.raises(ValueError, match="fit"):
+            work(MemoryModel(backbone, "slot"), asked, "alone", progress=False)
