@@ -11,7 +11,8 @@ few turns, the question's evidence; here it is put ever nearer to where the stud
 
 An adapter is trained at each stage, by one recipe, on banks made as those that it is asked under. Two controls: the bank
 of other conversations' questions, as in the study, and of *another question of the same conversation*, which shares
-speakers and topics. The stage at which own minus another's falls to nothing is where the content is lost.
+speakers and topics; both of the same category and with as much evidence, so that neither the kind of question nor how full
+a bank is makes a difference. The stage at which own minus another's falls to nothing is where the content is lost.
 """
 
 from __future__ import annotations
@@ -186,14 +187,25 @@ def ask(model: MemoryModel, conversations: Sequence[Conversation], stage: str, *
 
 
 def _controls(asked: Sequence[Asked], conversations: Sequence[Conversation], seed: int) -> list[list[tuple[str, Asked]]]:
-    """For each question: another of its conversation without common evidence, if there is one, and one of each other's."""
+    """For each question: another of its conversation without common evidence, if there is one, and one of each other's.
+
+    Of the same category, where there is one, and of those one with as many turns of evidence, or nearly: how much is in a bank
+    tells what kind of question it was made for, and so the form of its answer, which is no content.
+    """
     known = {c.id: answerable([c]) for c in conversations if any(q.evidence for q in c.questions)}
     found = []
     for c, number, q in asked:
         rng = random.Random(f"{seed} {c.id} {number}")
+
+        def alike(candidates: Sequence[Asked]) -> Asked:
+            def distance(one: Asked) -> tuple[bool, int]:
+                return one[2].category != q.category, abs(len(one[2].evidence) - len(q.evidence))
+            nearest = min(map(distance, candidates))
+            return rng.choice([one for one in candidates if distance(one) == nearest])
+
         apart = [one for one in known[c.id] if not set(one[2].evidence) & set(q.evidence)]
-        found.append([("neighbour", rng.choice(apart))] * bool(apart)
-                     + [("other", rng.choice(theirs)) for id, theirs in known.items() if id != c.id])
+        found.append([("neighbour", alike(apart))] * bool(apart)
+                     + [("other", alike(theirs)) for id, theirs in known.items() if id != c.id])
     return found
 
 

@@ -92,6 +92,11 @@ def test_controls_share_no_evidence_and_are_the_same_at_every_stage(talks):
         assert kinds == ["neighbour", "other", "other"]
         assert others[0][1][0] is c and not set(others[0][1][2].evidence) & set(q.evidence)
         assert {other.id for name, (other, *_) in others if name == "other"} == {t.id for t in talks} - {c.id}
+        for _, (other, _, theirs) in others:  # the same kind of question, with as much evidence as there is of that kind
+            kind = [one for one in oracle.answerable([other]) if one[2].category == q.category and
+                    (other is not c or not set(one[2].evidence) & set(q.evidence))]
+            least = min((abs(len(one[2].evidence) - len(q.evidence)) for one in kind), default=None)
+            assert not kind or (theirs.category == q.category and abs(len(theirs.evidence) - len(q.evidence)) == least)
 
 
 def test_answers_are_scored_under_the_banks_that_are_named(backbone, talks, states):
