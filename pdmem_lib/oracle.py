@@ -233,12 +233,16 @@ def _prompts(backbone: Backbone, conversations: Sequence[Conversation]) -> Score
 
 def told(table: pandas.DataFrame) -> pandas.DataFrame:
     """What the right evidence is worth at each stage, conversations weighing the same: rows of `comparisons.matched` with
-    stage, against (of `AGAINST`) and questions ("all", "without category 5") beside them; p_holm is over those of one
-    control and choice of questions. ``table``: rows of `ask`, with seed."""
+    stage, against (of `AGAINST`) and questions ("all", "without category 5", "category 5") beside them; p_holm is over those of
+    one control and choice of questions. ``table``: rows of `ask`, with seed.
+
+    Category 5, whose right answer is one fixed sentence, is a control of the controls: no evidence makes it likelier than
+    another's of that kind, so that what shows there is no content."""
     import pandas as pd
 
     found = []
-    for questions, part in (("all", table), ("without category 5", table[table["category"] != 5])):
+    fifth = table["category"] == 5
+    for questions, part in (("all", table), ("without category 5", table[~fifth]), ("category 5", table[fifth])):
         for name in AGAINST:
             asked = part[part[f"logp_{name}"].notna()]
             held = matched(asked.assign(method=asked["method"] + " " + asked["stage"], logp_other=asked[f"logp_{name}"]))
