@@ -114,11 +114,11 @@ rates: $(READY) ## learning rate and epochs chosen on a training conversation he
 	  $(if $(METHODS),-r methods "$(METHODS)") $(if $(EPOCHS),-r epochs "$(EPOCHS)") $(if $(RATES),-r rates "$(RATES)") \
 	  $(if $(SEEDS),-p seed "$(SEEDS)") -r runs_dir "data/runs/$(TRIALS)" -r figures_dir "figures/$(TRIALS)"
 
-ORACLE := oracle-$(or $(BACKBONE),tiny-gpt2)$(if $(BACKBONE),-$(notdir $(or $(DATA),locomo)))$(OVERRIDDEN)
+ORACLE := oracle-$(or $(BACKBONE),tiny-gpt2)-$(if $(BACKBONE)$(DATA),$(notdir $(or $(DATA),locomo)),smoke-synthetic)$(OVERRIDDEN)
 oracle: $(READY) ## where the content is lost: banks of a question's own evidence, on tiny-gpt2, or METHODS=slot BACKBONE=smollm2-135m (hours)
 	@mkdir -p "data/runs/$(ORACLE)"
 	@$(RUN) -m papermill notebooks/96_oracle_banks.ipynb "data/runs/$(ORACLE)/oracle.ipynb" -k python3 --log-output --no-progress-bar \
-	  $(if $(BACKBONE),-r backbone "$(BACKBONE)" -r preset full -r data "$(or $(DATA),locomo)") \
+	  $(if $(BACKBONE)$(DATA),-r backbone "$(or $(BACKBONE),tiny-gpt2)" -r preset full -r data "$(or $(DATA),locomo)") \
 	  $(if $(METHODS),-r methods "$(METHODS)") $(if $(STAGES),-r stages "$(STAGES)") $(if $(SEEDS),-r seeds "$(SEEDS)") \
 	  $(if $(CAPACITIES),-r capacities "$(CAPACITIES)") $(if $(OVERRIDES),-y "overrides: {$(OVERRIDES)}") \
 	  -r runs_dir "data/runs/$(ORACLE)" -r figures_dir "figures/$(ORACLE)"

@@ -26,9 +26,9 @@ STAGES = {  # of `oracle`: stage: how it is named at its row
     "states": "its token states are<br>the memory's entries",
     "alone": "it is written, alone",
     "after": "written after all turns<br>before it, asked at once",
-    "end": "asked at the end of the<br>conversation (the study)",
+    "end": "asked at the end of the<br>conversation",
 }
-AGAINST = {"other": "own − another conversation's", "neighbour": "own − another question's"}
+AGAINST = {"neighbour": "own − another question's evidence", "other": "own − another conversation's"}
 REFERENCES = {"memory": "circle", "prompt": "square", "trained without memory": "diamond", "frozen": "cross"}
 
 
@@ -98,15 +98,15 @@ def evidence_by_stage(table: pd.DataFrame, subtitle: str) -> go.Figure:
     """What a question's own evidence is worth, the nearer its memory is to the study's: a row a stage, from the prompt down.
 
     Columns method, capacity, stage (of `oracle.STAGES`), against ("other": another conversation's evidence, "neighbour": that
-    of another question of the same conversation), effect, low and high (nats per answer token): rows of `oracle.told` of one
-    choice of questions. ValueError for two rows of one method and capacity.
+    of another question of the same conversation), effect, low and high (nats per answer token): rows of `oracle.told`.
+    ValueError for two rows of one method and capacity.
     """
     require(table, "method", "capacity", "stage", "against", "effect", "low", "high")
     keys = ["method", "capacity", "stage", "against"]
     if unknown := set(table["stage"]) - set(STAGES) or set(table["against"]) - set(AGAINST):
         raise ValueError(f"unknown {', '.join(map(str, sorted(unknown)))}: known are {', '.join([*STAGES, *AGAINST])}")
     if table.duplicated(keys).any():
-        raise ValueError("this figure takes one row a method, capacity, stage and control: choose the questions")
+        raise ValueError("this figure takes one row a method, capacity, stage and control")
     stages = [stage for stage in STAGES if stage in set(table["stage"])]
     panels = [against for against in AGAINST if against in set(table["against"])]
     drawn = table[table["method"] != "baseline"]  # the frozen model, alone in its row

@@ -6,19 +6,21 @@ few turns, the question's evidence; here it is put ever nearer to where the stud
     prompt   the evidence as text in front of the question, read by the bare frozen model: nothing is trained
     states   the evidence's token states are the entries: read by an adapter, no write rule
     alone    only the evidence is written, into P_0
-    after    the evidence is written after all turns that stand before it, and asked about at once
-    end      and all turns that follow it: the study's own bank
+    after    the last turn of the evidence is written after all turns that stand before it, and asked about at once
+    end      and all turns that follow it: the study's own bank, read by the adapter trained at "after"
 
-An adapter is trained at each stage, by one recipe, on banks made as those that it is asked under. Two controls: the bank
-of other conversations' questions, as in the study, and of *another question of the same conversation*, which shares
-speakers and topics; both of the same category and with as much evidence, so that neither the kind of question nor how full
-a bank is makes a difference. The stage at which own minus another's falls to nothing is where the content is lost.
+An adapter is trained at each stage but the first and the last, by one recipe, on banks made as those that it is asked
+under. (At "end" a training has one bank a conversation, seven of LoCoMo: it cannot learn from that to tell banks apart,
+whatever they hold. That training is the study itself.) Two controls: the evidence of another question of the *same
+conversation*, by the same speakers, of the same category and as many turns where there is one; and that of other
+conversations' questions, as in the study, whose speakers have other names: own minus that has the names in it. Category 5
+is left out: its evidence does not answer it, and "Not mentioned" can be learnt from whose evidence lies in a bank.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -28,9 +30,9 @@ from tqdm import tqdm
 
 from .backbone import Backbone
 from .comparisons import MATCHED, matched
-from .locomo import Conversation, Question
+from .locomo import Conversation, Question, require_own_ids
 from .memory import MemoryModel
-from .methods import State
+from .methods import SparseSlots, State
 from .prompts import require_fitting
 from .references import TurnIndex, gold_turns
 from .settings import Settings
@@ -41,24 +43,30 @@ if TYPE_CHECKING:
     import pandas
 
 STAGES = ("prompt", "states", "alone", "after", "end")
-AGAINST = ("other", "neighbour")  # whose evidence own is held against: another conversation's, another question's
+ENTRIES = 256  # of a bank at stage "states", whatever the capacity: as many token states as nearly all evidence has
+AGAINST = ("neighbour", "other")  # whose evidence own is held against: another question's, another conversation's
 MEMORIES = ("own", *AGAINST, "zero")
+SAMPLE_SEED = 0  # of the questions asked, for all runs
 Asked = tuple[Conversation, int, Question]  # the question's number in its conversation: a benchmark may ask one twice
 Score = Callable[[Question, Sequence[Asked | None]], list[float]]  # nats per answer token with each one's evidence; None: none
 
 
 @dataclass(frozen=True)
 class OracleSettings(Settings):
-    """How the adapter of a stage is trained and asked: two passes over the questions at ten times the published rate."""
+    """How the adapter of a stage is trained and asked.
+
+    Rate and epochs are those that trials on a held-out training conversation had next to the best for M.4 and M.6
+    (`95_learning_rates`, on the study's own banks); the loss is that of `training.train_pairs`, per answer.
+    """
 
     epochs: int = 2
     batch_size: int = 16  # questions a step, each with a bank of its own
     lr: float = 1e-3
     warmup_steps: int = 40
     clip: float = 1.0
-    seed: int = 42  # of the data order, the samples and the controls
+    seed: int = 42  # of the data order, the sample to train on and the controls
     max_questions: int | None = None  # train on a sample of this many
-    max_asked: int | None = None  # ask a sample of this many
+    max_asked: int | None = None  # ask a sample of this many, the same for all seeds
     autocast: bool | str = "auto"
     progress: bool = True
 
@@ -72,9 +80,9 @@ class OracleSettings(Settings):
             self.require(most is None or most >= 1, f"{name} must be at least 1, or None for all")
 
 
-def answerable(conversations: Sequence[Conversation], most: int | None = None, seed: int = 0) -> list[Asked]:
-    """The questions whose evidence is known, with conversation and number: all, or a sample of ``most``; in order."""
-    asked = [(c, number, q) for c in conversations for number, q in enumerate(c.questions) if q.evidence]
+def answerable(conversations: Iterable[Conversation], most: int | None = None, seed: int = SAMPLE_SEED) -> list[Asked]:
+    """The questions whose evidence is known and answers them (categories 1 to 4): all, or a sample of ``most``; in order."""
+    asked = [(c, i, q) for c in conversations for i, q in enumerate(c.questions) if q.evidence and q.category != 5]
     if not asked:
         raise ValueError("no question names its evidence: an oracle has nothing to put into a bank")
     if most is not None and most < len(asked):
@@ -82,39 +90,49 @@ def answerable(conversations: Sequence[Conversation], most: int | None = None, s
     return asked
 
 
+def trained_at(model: MemoryModel) -> tuple[str, ...]:
+    """The stages that an adapter of this method is trained at.
+
+    "states" is for entries as wide as a token's state. M.6 reads them as M.3 does: with it that run is made, and not again.
+    """
+    start = model.adapter.initial_state()
+    wide = {name: t.shape[1:] for name, t in start.items()} == {"P": (model.backbone.hidden_size,)}
+    return ("states",) * (wide and not isinstance(model.adapter, SparseSlots)) + ("alone", "after") if start else ()
+
+
 class Banks:
-    """The bank of a question at a stage; ``states``: the turns' hidden states by conversation, as `encode_all` has them."""
+    """The bank of a question at a stage; ``states``: the turns' hidden states by conversation, as `encode_all` has them.
+
+    At "after" the states at all questions' evidence are kept: 0.1 GB for LoCoMo at 1x, 1 to 2 GB at 10x.
+    """
 
     def __init__(self, model: MemoryModel, states: Mapping[str, Sequence[Tensor]], stage: str):
-        if stage not in STAGES[1:]:
-            raise ValueError(f"no bank is made at stage {stage!r}: known are {', '.join(STAGES[1:])}")
+        known = (*trained_at(model), "end") if model.state else ()
+        if stage not in known:
+            raise ValueError(f"{model.method} has no banks at stage {stage!r}: it has {', '.join(known) or 'none, it keeps no memory'}")
         self.model, self.states, self.stage = model, states, stage
-        start = model.adapter.initial_state()
-        if not start:
-            raise ValueError(f"{model.method} keeps no memory: name a method that does")
-        if stage == "states" and {name: t.shape[1:] for name, t in start.items()} != {"P": (model.backbone.hidden_size,)}:
-            raise ValueError(f"{model.method} keeps no entries as wide as a token's state: 'states' is for those that do")
         self._known: dict[str, dict[int, State]] = {}
 
+    @torch.no_grad()
     def of(self, conversation: Conversation, number: int, question: Question) -> State:
-        """What this question of ``conversation`` is to read."""
-        turns = sorted(conversation.turn(id).index for id in question.evidence)
-        if self.stage == "states":
-            H = torch.cat([self._hidden(conversation.id, turn) for turn in turns])
-            rows = len(self.model.adapter.initial_state()["P"])
-            return {"P": H[-rows:][torch.arange(rows, device=H.device) % min(rows, len(H))]}  # again and again, to fill (M, d)
-        if self.stage == "alone":
-            return self._write(self.model.adapter.initial_state(), conversation.id, turns)
-        last = turns[-1] if self.stage == "after" else len(conversation.turns) - 1
-        if conversation.id not in self._known:
-            self._known[conversation.id] = self._along(conversation)
-        return self._known[conversation.id][last]
+        """What this question of ``conversation`` is to read; written in float32, whatever the reader computes in."""
+        with self.model.backbone.autocast(False):
+            turns = evidence_turns(conversation, question)
+            if self.stage == "states":
+                H = torch.cat([self._hidden(conversation.id, turn) for turn in turns])  # (T, d)
+                rows = len(self.model.state["P"])
+                return {"P": H[-rows:][torch.arange(rows, device=H.device) % min(rows, len(H))]}  # again and again: (M, d)
+            if self.stage == "alone":
+                return self._write(self.model.adapter.initial_state(), conversation.id, turns)
+            if conversation.id not in self._known:
+                self._known[conversation.id] = self._along(conversation)
+            return self._known[conversation.id][turns[-1] if self.stage == "after" else len(conversation.turns) - 1]
 
     def _along(self, conversation: Conversation) -> dict[int, State]:
         """The states after the turns that some question of the conversation is asked at."""
         wanted = {len(conversation.turns) - 1}
         if self.stage == "after":
-            wanted = {max(conversation.turn(id).index for id in q.evidence) for q in conversation.questions if q.evidence}
+            wanted = {evidence_turns(conversation, q)[-1] for q in conversation.questions if q.evidence}
         state, found = self.model.adapter.initial_state(), {}
         for turn in range(max(wanted) + 1):
             state = self._write(state, conversation.id, [turn])
@@ -131,12 +149,19 @@ class Banks:
         return self.states[id][turn].to(self.model.backbone.device, torch.float32)
 
 
-def train(model: MemoryModel, conversations: Sequence[Conversation], stage: str, **settings) -> pandas.DataFrame:
+def evidence_turns(conversation: Conversation, question: Question) -> list[int]:
+    """The places of the question's evidence in its conversation, ascending."""
+    return sorted(conversation.turn(id).index for id in question.evidence)
+
+
+def train(model: MemoryModel, conversations: Iterable[Conversation], stage: str, **settings) -> pandas.DataFrame:
     """Train ``model``'s adapter to answer from the banks of ``stage``; keywords as in `OracleSettings`.
 
-    Returns `training.train_pairs`'s history. ``model.state`` is left alone.
+    Returns `training.train_pairs`'s history. ``model.state`` is left alone. ValueError for a stage that is not trained at.
     """
-    s = OracleSettings.from_mapping(settings)
+    s, conversations = OracleSettings.from_mapping(settings), require_own_ids(conversations)
+    if stage not in trained_at(model):
+        raise ValueError(f"{model.method} is not trained at {stage!r}: name one of {', '.join(trained_at(model)) or 'another method'}")
     asked = answerable(conversations, s.max_questions, s.seed)
     require_fitting(model.backbone, ((c.id, q) for c, _, q in asked))
     banks = Banks(model, encode_all(model.backbone, {c.id: c for c, *_ in asked}.values(), s.progress, s.autocast), stage)
@@ -152,19 +177,19 @@ def train(model: MemoryModel, conversations: Sequence[Conversation], stage: str,
 
 
 @torch.no_grad()
-def ask(model: MemoryModel, conversations: Sequence[Conversation], stage: str, **settings) -> pandas.DataFrame:
+def ask(model: MemoryModel, conversations: Iterable[Conversation], stage: str, **settings) -> pandas.DataFrame:
     """How likely each right answer is under the question's own bank of ``stage`` and under the controls.
 
     A row a question: method, capacity, stage, conversation, number, category, lag, evidence (turns), and in nats per answer
-    token logp_own, logp_neighbour (the bank of another question of the conversation that shares no evidence; NaN where there
-    is none, and at stage "end", whose bank is the conversation's), logp_other (a question's of each other conversation, in
-    the mean) and logp_zero. Which others they are follows from the seed alone, so that every stage has the same. At stage
-    "prompt" the evidence's text stands in a prompt of the bare model ("baseline"), and zero is no text.
+    token logp_own, logp_neighbour (another question's of the conversation that shares no evidence; NaN where there is none,
+    and at stage "end", whose bank is the conversation's), logp_other (a question's of each other conversation, in the mean)
+    and logp_zero. Which others they are follows from the seed alone, so that every stage has the same. At stage "prompt" the
+    evidence's text stands in a prompt of the bare model ("baseline"), and zero is no text.
     """
     import pandas as pd
 
-    s = OracleSettings.from_mapping(settings)
-    asked = answerable(conversations, s.max_asked, s.seed)
+    s, conversations = OracleSettings.from_mapping(settings), require_own_ids(conversations)
+    asked = answerable(conversations, s.max_asked)
     require_fitting(model.backbone, ((c.id, q) for c, _, q in asked))
     of = dict(method="baseline", capacity=1) if stage == "prompt" else dict(method=model.method, capacity=model.settings.capacity)
     if stage == "prompt":
@@ -174,7 +199,7 @@ def ask(model: MemoryModel, conversations: Sequence[Conversation], stage: str, *
         score = _under(model, Banks(model, states, stage))
     rows = []
     with tqdm(total=len(asked), desc=f"ask at {stage}", unit="question", disable=not s.progress, mininterval=1.0) as bar:
-        for (c, number, q), others in zip(asked, _controls(asked, conversations, s.seed), strict=True):
+        for (c, number, q), others in zip(asked, controls(asked, conversations, s.seed), strict=True):
             if stage == "end":
                 others = [(name, one) for name, one in others if name != "neighbour"]
             with model.backbone.autocast(s.autocast):
@@ -186,20 +211,24 @@ def ask(model: MemoryModel, conversations: Sequence[Conversation], stage: str, *
     return pd.DataFrame(rows).astype({f"logp_{name}": float for name in MEMORIES})
 
 
-def _controls(asked: Sequence[Asked], conversations: Sequence[Conversation], seed: int) -> list[list[tuple[str, Asked]]]:
-    """For each question: another of its conversation without common evidence, if there is one, and one of each other's.
+def controls(asked: Sequence[Asked], conversations: Sequence[Conversation], seed: int) -> list[list[tuple[str, Asked]]]:
+    """For each question whose evidence stands in for its own: ("neighbour", another of its conversation without common
+    evidence), if there is one, and ("other", one) of each other conversation.
 
-    Of the same category, where there is one, and of those one with as many turns of evidence, or nearly: how much is in a bank
-    tells what kind of question it was made for, and so the form of its answer, which is no content.
+    The nearest in this order, by lot among equals: of the same category, by the same speakers (a neighbour), with as many
+    turns of evidence, and all of it before the question's own (a neighbour, whose bank at "after" then has nothing of it).
+    How much lies in a bank, and whose words, tell what kind of answer is wanted, which is no content.
     """
-    known = {c.id: answerable([c]) for c in conversations if any(q.evidence for q in c.questions)}
+    known = {c.id: answerable([c]) for c in conversations if any(q.evidence and q.category != 5 for q in c.questions)}
     found = []
     for c, number, q in asked:
-        rng = random.Random(f"{seed} {c.id} {number}")
+        rng, own = random.Random(f"{seed} {c.id} {number}"), evidence_turns(c, q)
 
         def alike(candidates: Sequence[Asked]) -> Asked:
-            def distance(one: Asked) -> tuple[bool, int]:
-                return one[2].category != q.category, abs(len(one[2].evidence) - len(q.evidence))
+            def distance(one: Asked) -> tuple[bool, bool, int, bool]:
+                turns, same = evidence_turns(one[0], one[2]), one[0].id == c.id
+                return (one[2].category != q.category, same and _speakers(one[0], turns) != _speakers(c, own),
+                        abs(len(turns) - len(own)), same and turns[-1] >= own[0])
             nearest = min(map(distance, candidates))
             return rng.choice([one for one in candidates if distance(one) == nearest])
 
@@ -207,6 +236,10 @@ def _controls(asked: Sequence[Asked], conversations: Sequence[Conversation], see
         found.append([("neighbour", alike(apart))] * bool(apart)
                      + [("other", alike(theirs)) for id, theirs in known.items() if id != c.id])
     return found
+
+
+def _speakers(conversation: Conversation, turns: Sequence[int]) -> set[str]:
+    return {conversation.turns[turn].speaker for turn in turns}
 
 
 def _under(model: MemoryModel, banks: Banks) -> Score:
@@ -232,20 +265,41 @@ def _prompts(backbone: Backbone, conversations: Sequence[Conversation]) -> Score
 
 
 def told(table: pandas.DataFrame) -> pandas.DataFrame:
-    """What the right evidence is worth at each stage, conversations weighing the same: rows of `comparisons.matched` with
-    stage, against (of `AGAINST`) and questions ("all", "without category 5", "category 5") beside them; p_holm is over those of
-    one control and choice of questions. ``table``: rows of `ask`, with seed.
-
-    Category 5, whose right answer is one fixed sentence, is a control of the controls: no evidence makes it likelier than
-    another's of that kind, so that what shows there is no content."""
+    """What the right evidence is worth, conversations weighing the same: rows of `comparisons.matched` with stage and against
+    (of `AGAINST`) beside them, p_holm over those of one control. ``table``: rows of `ask`, with seed. A control that no
+    question has, or two conversations are too few for, has no row."""
     import pandas as pd
 
     found = []
-    fifth = table["category"] == 5
-    for questions, part in (("all", table), ("without category 5", table[~fifth]), ("category 5", table[fifth])):
-        for name in AGAINST:
-            asked = part[part[f"logp_{name}"].notna()]
-            held = matched(asked.assign(method=asked["method"] + " " + asked["stage"], logp_other=asked[f"logp_{name}"]))
-            held[["method", "stage"]] = held["method"].str.rsplit(" ", n=1).tolist() or pd.DataFrame(columns=["method", "stage"])
-            found.append(held.assign(against=name, questions=questions))
-    return pd.concat(found, ignore_index=True)[["method", "capacity", "stage", "against", "questions", *MATCHED[2:]]]
+    for name in AGAINST:
+        asked = table[table[f"logp_{name}"].notna()]
+        found.append(_split(matched(asked.assign(method=asked["method"] + " " + asked["stage"], logp_other=asked[f"logp_{name}"])),
+                            "method", "stage").assign(against=name))
+    return pd.concat(found, ignore_index=True)[["method", "capacity", "stage", "against", *MATCHED[2:]]]
+
+
+def lost(table: pandas.DataFrame) -> pandas.DataFrame:
+    """What is lost from one stage to the next, question by question: `told`'s effect at the one minus at the other, columns
+    method, capacity, stage, to, against and those of `comparisons.matched`. Stages that both have the control, in `STAGES`'
+    order; "significant here and not there" alone would be no difference."""
+    import pandas as pd
+
+    keys, found = ["method", "capacity", "seed", "conversation", "number"], []
+    for name in AGAINST:
+        gains = table.assign(gain=table["logp_own"] - table[f"logp_{name}"]).dropna(subset="gain")
+        pairs = []
+        for (method, capacity), rows in gains.groupby(["method", "capacity"], sort=False):
+            stages = [stage for stage in STAGES if stage in set(rows["stage"])]
+            for one, to in zip(stages, stages[1:]):
+                both = rows[rows["stage"] == one][[*keys, "gain"]].merge(rows[rows["stage"] == to][[*keys, "gain"]], on=keys)
+                pairs.append(both.assign(method=f"{method} {one} {to}", logp_own=both["gain_x"], logp_other=both["gain_y"]))
+        if pairs:
+            found.append(_split(matched(pd.concat(pairs)), "method", "stage", "to").assign(against=name))
+    columns = ["method", "capacity", "stage", "to", "against", *MATCHED[2:]]
+    return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
+
+
+def _split(table: pandas.DataFrame, *columns: str) -> pandas.DataFrame:
+    """``table`` with its column method, several words, as columns of a word each."""
+    words = table["method"].str.rsplit(" ", n=len(columns) - 1)
+    return table.assign(**{column: words.str[i] for i, column in enumerate(columns)})

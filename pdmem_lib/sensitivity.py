@@ -99,7 +99,7 @@ def kept(file: Path, record: dict, backbone: Backbone, make: Callable[[], pd.Dat
     """The table that ``make()`` gives, from ``file`` (csv) where it was made under the same ``record``, else made now and
     kept, with a record of the circumstances beside it (json)."""
     beside = file.with_suffix(".json")
-    if not is_kept(file, record):
+    if not is_kept(file, record, backbone):
         start = time.perf_counter()
         table = make()
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -111,9 +111,9 @@ def kept(file: Path, record: dict, backbone: Backbone, make: Callable[[], pd.Dat
     return pd.read_csv(file)
 
 
-def is_kept(file: Path, record: dict) -> bool:
-    """Whether ``file`` holds a table that was made under ``record``."""
-    beside = file.with_suffix(".json")
+def is_kept(file: Path, record: dict, backbone: Backbone) -> bool:
+    """Whether ``file`` holds a table that was made under ``record`` with this backbone."""
+    beside, record = file.with_suffix(".json"), record | {"backbone_fingerprint": backbone.fingerprint}
     return beside.exists() and json.loads(beside.read_text()).items() >= json.loads(json.dumps(record)).items()
 
 

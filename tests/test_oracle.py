@@ -27,19 +27,25 @@ def states(backbone, talks):
     return encode_all(backbone, talks, progress=False)
 
 
+@pytest.fixture
+def model(backbone):
+    """An M.3 that reads what is there."""
+    model = MemoryModel(backbone, "kv_extension")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
+    return model
+
+
 def of_several_turns(conversation):
     return next(one for one in oracle.answerable([conversation]) if len(one[2].evidence) > 1)
-
-
-def turns_of(conversation, number, question):
-    return sorted(conversation.turn(id).index for id in question.evidence)
 
 
 @pytest.mark.parametrize("method", ["kv_extension", "hebbian", "slot"])
 def test_each_stage_writes_what_it_says(backbone, talks, states, method):
     model, talk = MemoryModel(backbone, method), talks[0]
     one = of_several_turns(talk)
-    turns = turns_of(*one)
+    turns = oracle.evidence_turns(talk, one[2])
+    assert turns == sorted(talk.turn(id).index for id in one[2].evidence)
     written = {"alone": turns, "after": range(turns[-1] + 1), "end": range(len(talk.turns))}
     for stage, those in written.items():
         model.reset()
@@ -53,28 +59,34 @@ def test_at_states_the_entries_are_the_token_states(backbone, talks, states):
     """Again and again until the bank is full; the last ones where it cannot hold them all."""
     talk = talks[0]
     one = of_several_turns(talk)
-    H = torch.cat([states[talk.id][turn] for turn in turns_of(*one)])  # (T, d)
+    H = torch.cat([states[talk.id][turn] for turn in oracle.evidence_turns(talk, one[2])])  # (T, d)
     for entries in (3 * len(H) - 1, len(H) - 2):
-        model = MemoryModel(backbone, "slot", num_entries=entries, top_k=2)
+        model = MemoryModel(backbone, "kv_extension", num_entries=entries, top_k=2)
         found = oracle.Banks(model, states, "states").of(*one)["P"]
         assert torch.equal(found, torch.cat([H, H, H])[:entries] if entries > len(H) else H[-entries:])
         assert model.checked({"P": found})  # it is a state of this model
 
 
-def test_what_no_bank_can_be_made_of_is_named(backbone, states, talks):
-    with pytest.raises(ValueError, match="hebbian keeps no entries as wide as a token's state"):
+def test_a_method_is_trained_where_it_has_banks_of_its_own(backbone, states, talks):
+    stages = {method: oracle.trained_at(MemoryModel(backbone, method)) for method in ("prefix", "gated", "hebbian", "slot", "baseline")}
+    three = ("states", "alone", "after")
+    assert stages == dict(prefix=three, gated=three, hebbian=three[1:], slot=three[1:], baseline=())
+    with pytest.raises(ValueError, match="hebbian has no banks at stage 'states': it has alone, after, end"):
         oracle.Banks(MemoryModel(backbone, "hebbian"), states, "states")
-    with pytest.raises(ValueError, match="no bank is made at stage 'prompt': known are states, alone, after, end"):
-        oracle.Banks(MemoryModel(backbone, "slot"), states, "prompt")
-    with pytest.raises(ValueError, match="baseline keeps no memory"):
-        oracle.train(MemoryModel(backbone, "baseline"), talks, "alone", progress=False)
+    with pytest.raises(ValueError, match="it has none, it keeps no memory"):
+        oracle.Banks(MemoryModel(backbone, "baseline"), states, "alone")
+    with pytest.raises(ValueError, match="slot is not trained at 'end': name one of alone, after"):
+        oracle.train(MemoryModel(backbone, "slot"), talks, "end", progress=False)
     with pytest.raises(ValueError, match="max_asked must be at least 1"):
         oracle.OracleSettings(max_asked=0)
+    with pytest.raises(ValueError, match="synthetic-0-0"):
+        oracle.ask(MemoryModel(backbone, "slot"), [talks[0], talks[0]], "alone", progress=False)
 
 
-def test_only_questions_with_evidence_are_asked(talks):
+def test_only_questions_that_their_evidence_answers_are_asked(talks):
     asked = oracle.answerable(talks)
-    assert asked == [(c, i, q) for c in talks for i, q in enumerate(c.questions) if q.evidence]
+    assert asked == [(c, i, q) for c in talks for i, q in enumerate(c.questions) if q.evidence and q.category != 5]
+    assert {q.category for c in talks for q in c.questions} > {q.category for *_, q in asked}
     some = oracle.answerable(talks, 5, seed=1)
     assert len(some) == 5 and some == [one for one in asked if one in some] and some != oracle.answerable(talks, 5, seed=2)
     blind = [replace(talks[0], questions=tuple(replace(q, evidence=()) for q in talks[0].questions))]
@@ -82,33 +94,39 @@ def test_only_questions_with_evidence_are_asked(talks):
         oracle.answerable(blind)
 
 
-def test_controls_share_no_evidence_and_are_the_same_at_every_stage(talks):
+def test_controls_are_as_alike_as_there_are_and_share_no_evidence(talks):
     asked = oracle.answerable(talks, 12)
-    found = oracle._controls(asked, talks, 42)
-    assert found == oracle._controls(asked, talks, 42) != oracle._controls(asked, talks, 43)
-    assert found[3:7] == oracle._controls(asked[3:7], talks, 42)  # whoever else is asked
+    found = oracle.controls(asked, talks, 42)
+    assert found == oracle.controls(asked, talks, 42) != oracle.controls(asked, talks, 43)
+    assert found[3:7] == oracle.controls(asked[3:7], talks, 42)  # whoever else is asked
     for (c, _, q), others in zip(asked, found, strict=True):
-        kinds = [name for name, _ in others]
-        assert kinds == ["neighbour", "other", "other"]
+        assert [name for name, _ in others] == ["neighbour", "other", "other"]
         assert others[0][1][0] is c and not set(others[0][1][2].evidence) & set(q.evidence)
         assert {other.id for name, (other, *_) in others if name == "other"} == {t.id for t in talks} - {c.id}
-        for _, (other, _, theirs) in others:  # the same kind of question, with as much evidence as there is of that kind
-            kind = [one for one in oracle.answerable([other]) if one[2].category == q.category and
-                    (other is not c or not set(one[2].evidence) & set(q.evidence))]
-            least = min((abs(len(one[2].evidence) - len(q.evidence)) for one in kind), default=None)
-            assert not kind or (theirs.category == q.category and abs(len(theirs.evidence) - len(q.evidence)) == least)
+
+        def speakers(question):
+            return {c.turn(id).speaker for id in question.evidence}
+        for name, (other, _, theirs) in others:
+            alike = [p for *_, p in oracle.answerable([other]) if p.category == q.category and
+                     (other is not c or not set(p.evidence) & set(q.evidence))]
+            assert (theirs.category == q.category) == bool(alike)
+            if name == "neighbour" and any(speakers(p) == speakers(q) for p in alike):
+                assert speakers(theirs) == speakers(q)
+                alike = [p for p in alike if speakers(p) == speakers(q)]
+                earlier = [p for p in alike if len(p.evidence) == len(q.evidence)
+                           and max(c.turn(id).index for id in p.evidence) < min(c.turn(id).index for id in q.evidence)]
+                assert not earlier or theirs in earlier
+            if alike:
+                assert abs(len(theirs.evidence) - len(q.evidence)) == min(abs(len(p.evidence) - len(q.evidence)) for p in alike)
 
 
-def test_answers_are_scored_under_the_banks_that_are_named(backbone, talks, states):
-    model = MemoryModel(backbone, "kv_extension")
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))  # it reads what is there
-    asked = oracle.answerable(talks, 4, seed=42)
+def test_answers_are_scored_under_the_banks_that_are_named(backbone, model, talks, states):
+    asked = oracle.answerable(talks, 4)
     before = model.state["P"].clone()
     table = oracle.ask(model, talks, "after", max_asked=4, progress=False, autocast=False)
     assert torch.equal(model.state["P"], before) and table["evidence"].tolist() == [len(q.evidence) for *_, q in asked]
     banks = oracle.Banks(model, states, "after")
-    for row, (c, number, q), others in zip(table.itertuples(), asked, oracle._controls(asked, talks, 42), strict=True):
+    for row, (c, number, q), others in zip(table.itertuples(), asked, oracle.controls(asked, talks, 42), strict=True):
         def logp(memory):
             found = model.score([q.question], [q.answer], memory)
             return (found.log_prob / found.tokens).item()
@@ -118,65 +136,93 @@ def test_answers_are_scored_under_the_banks_that_are_named(backbone, talks, stat
         of = {name: [logp(banks.of(*one)) for kind, one in others if kind == name] for name in ("neighbour", "other")}
         assert row.logp_neighbour == pytest.approx(of["neighbour"][0], abs=1e-4)
         assert row.logp_other == pytest.approx(sum(of["other"]) / 2, abs=1e-4)
-    end = oracle.ask(model, talks, "end", max_asked=4, progress=False, autocast=False)
+    end = oracle.ask(model, talks, "end", max_asked=4, progress=False, autocast=False, seed=43)
     assert end["logp_neighbour"].isna().all() and end["logp_other"].notna().all()  # one bank a conversation
+    assert end["number"].tolist() == table["number"].tolist()  # the sample does not depend on the run's seed
+
+
+def test_banks_are_written_in_float32_whatever_the_reader_computes_in(backbone, talks, states):
+    model = MemoryModel(backbone, "slot")
+    one = oracle.answerable(talks)[0]
+    with torch.autocast("cpu", torch.bfloat16), torch.enable_grad():
+        seen = []
+        write = model.adapter.write
+        model.adapter.write = lambda state, H: seen.append((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled())) or write(state, H)
+        oracle.Banks(model, states, "alone").of(*one)
+    assert set(seen) == {(False, False)}
 
 
 def test_the_prompt_is_the_frozen_model_with_the_evidences_text(backbone, talks):
     bare = MemoryModel(backbone, "baseline")
+    asked = oracle.answerable(talks, 3)
     table = oracle.ask(bare, talks, "prompt", max_asked=3, progress=False, autocast=False)
-    for row, (c, _, q) in zip(table.itertuples(), oracle.answerable(talks, 3, seed=42), strict=True):
-        for column, context in (("logp_own", gold_turns(TurnIndex(backbone, c), q)), ("logp_zero", "")):
+    for row, (c, _, q), others in zip(table.itertuples(), asked, oracle.controls(asked, talks, 42), strict=True):
+        def logp(conversation, evidence):
+            context = gold_turns(TurnIndex(backbone, conversation), replace(q, evidence=evidence)) if evidence else ""
             found = bare.score([q.question], [q.answer], contexts=[context])
-            assert getattr(row, column) == pytest.approx((found.log_prob / found.tokens).item(), abs=1e-4)
+            return (found.log_prob / found.tokens).item()
+        assert row.method == "baseline" and row.logp_own == pytest.approx(logp(c, q.evidence), abs=1e-4)
+        assert row.logp_zero == pytest.approx(logp(c, ()), abs=1e-4)
+        of = [logp(one[0], one[2].evidence) for _, one in others]
+        assert [row.logp_neighbour, row.logp_other] == pytest.approx([of[0], (of[1] + of[2]) / 2], abs=1e-4)
 
 
 def test_training_goes_over_the_questions_and_repeats_itself(backbone, talks):
     few = dict(epochs=2, batch_size=4, lr=0.01, warmup_steps=1, max_questions=10, progress=False)
     weights = []
-    for _ in range(2):
+    for stage in ("alone", "alone", "after"):
         model = MemoryModel(backbone, "slot")
         start = [p.detach().clone() for p in model.parameters()]
-        history = oracle.train(model, talks, "alone", **few)
+        history = oracle.train(model, talks, stage, **few)
         assert len(history) == 2 * 3  # 10 questions are three batches
         assert any(not torch.equal(a, b) for a, b in zip(start, model.parameters(), strict=True))
         weights.append([p.detach().clone() for p in model.parameters()])
-    assert all(map(torch.equal, *weights))
-    other = MemoryModel(backbone, "slot")
-    oracle.train(other, talks, "end", **few)
-    assert not all(map(torch.equal, weights[0], other.parameters()))
+    assert all(map(torch.equal, *weights[:2])) and not all(map(torch.equal, *weights[1:]))
 
 
 def rows(stage, gains, method="slot"):
-    """Questions of two conversations whose own evidence is worth ``gains`` more than anything else."""
+    """Questions of two conversations whose own evidence is worth ``gains`` more than another conversation's."""
     return pd.DataFrame([dict(method=method, capacity=1, stage=stage, seed=42, conversation=f"c{i % 2}", number=i // 2,
-                              category=5 if i >= 8 else 1, logp_own=-2 + gain, logp_other=-2.0, logp_zero=-3.0,
+                              category=1, logp_own=-2 + gain, logp_other=-2.0, logp_zero=-3.0,
                               logp_neighbour=math.nan if stage == "end" else -2 + gain / 2) for i, gain in enumerate(gains)])
 
 
+ALONE, END = [0.3, 0.1, 0.5, 0.3, 0.4, 0.2, 0.4, 0.2], [0.01, -0.01] * 4
+
+
 def test_what_is_told_is_the_gain_over_each_control():
-    table = pd.concat([rows("alone", [0.3, 0.1, 0.5, 0.3, 0.4, 0.2, 0.4, 0.2, 9.0, 9.0]), rows("end", [0.01, -0.01] * 5)])
-    found = oracle.told(table).set_index(["questions", "against", "stage"])
-    assert len(found) == 6 and set(found["method"]) == {"slot"}  # no neighbour at the end; one question of category 5 is too few
-    assert found.loc[("without category 5", "other", "alone"), "effect"] == pytest.approx((0.4 + 0.2) / 2)
-    assert found.loc[("without category 5", "neighbour", "alone"), "effect"] == pytest.approx(0.15)
-    assert found.loc[("all", "other", "alone"), "effect"] == pytest.approx((10.6 / 5 + 9.8 / 5) / 2)
-    assert found.loc[("all", "other", "end"), "effect"] == pytest.approx(0, abs=1e-12)
-    assert found.loc[("without category 5", "other", "alone"), "low"] > 0
-    assert (found["p_holm"].dropna() >= found["p"].dropna()).all()
+    found = oracle.told(pd.concat([rows("alone", ALONE), rows("end", END)])).set_index(["against", "stage"])
+    assert len(found) == 3 and set(found["method"]) == {"slot"}  # no neighbour at the end
+    assert found.loc[("other", "alone"), "effect"] == pytest.approx((0.4 + 0.2) / 2)
+    assert found.loc[("neighbour", "alone"), "effect"] == pytest.approx(0.15)
+    assert found.loc[("other", "end"), "effect"] == pytest.approx(0, abs=1e-12)
+    assert found.loc[("other", "alone"), "low"] > 0 and (found["p_holm"].dropna() >= found["p"].dropna()).all()
+
+
+def test_what_is_lost_is_taken_question_by_question():
+    table = pd.concat([rows("end", END), rows("alone", ALONE), rows("after", ALONE), rows("prompt", ALONE, "baseline")])
+    found = oracle.lost(table).set_index(["against", "stage", "to"])
+    assert set(found.index) == {("other", "alone", "after"), ("other", "after", "end"), ("neighbour", "alone", "after")}
+    assert found.loc[("other", "alone", "after"), "effect"] == 0  # though both stages show much
+    d = [a - e for a, e in zip(ALONE, END)]
+    assert found.loc[("other", "after", "end"), "effect"] == pytest.approx(sum(d) / 8)
+    assert len(oracle.lost(rows("alone", ALONE))) == 0 and "to" in oracle.lost(rows("alone", ALONE)).columns
 
 
 def test_the_figure_has_a_row_a_stage_and_a_panel_a_control():
-    table = pd.concat([rows("prompt", [0.9, 0.7] * 5, "baseline"), rows("alone", [0.3, 0.1] * 5), rows("end", [0.02, -0.01] * 5)])
-    found = oracle.told(table).query("questions == 'all'")
+    found = oracle.told(pd.concat([rows("prompt", [0.9, 0.7] * 4, "baseline"), rows("alone", ALONE), rows("end", END)]))
     figure = figures.evidence_by_stage(found, "made up")
     assert [text.split("<br>")[0] for text in figure.layout.yaxis.ticktext] == [
         "the evidence in the prompt", "it is written, alone", "asked at the end of the"]
-    points = [trace for trace in figure.data if trace.x[0] is not None]
-    assert sorted(trace.x[0] for trace in points) == pytest.approx(sorted(found["effect"]))
+    drawn = {(trace.xaxis, round(trace.y[0])): (trace.x[0], trace.error_x.array[0], trace.error_x.arrayminus[0])
+             for trace in figure.data if trace.x[0] is not None}
+    panel, place = dict(neighbour="x", other="x2"), dict(prompt=0, alone=1, end=2)
+    assert set(drawn) == {(panel[row.against], place[row.stage]) for row in found.itertuples()}
+    for row in found.itertuples():
+        assert drawn[panel[row.against], place[row.stage]] == pytest.approx((row.effect, row.high - row.effect, row.effect - row.low))
     assert [trace.name for trace in figure.data if trace.x[0] is None] == ["M.6 Slots, 1×"]
-    with pytest.raises(ValueError, match="choose the questions"):
-        figures.evidence_by_stage(oracle.told(table), "made up")
+    with pytest.raises(ValueError, match="one row a method"):
+        figures.evidence_by_stage(pd.concat([found, found]), "made up")
     with pytest.raises(ValueError, match="unknown later"):
         figures.evidence_by_stage(found.assign(stage="later"), "made up")
 
@@ -185,14 +231,13 @@ def test_a_question_that_stands_twice_is_asked_twice(backbone, talks):
     """LoCoMo has some: each is a row of its own."""
     twice = [replace(c, questions=c.questions + c.questions[:2]) for c in talks]
     table = oracle.ask(MemoryModel(backbone, "slot"), twice, "alone", progress=False, autocast=False).assign(seed=42)
-    assert not table.duplicated(["conversation", "number"]).any()
-    assert len(oracle.told(table)) == 6
+    assert not table.duplicated(["conversation", "number"]).any() and len(oracle.told(table)) == 2
 
 
 def test_one_conversation_has_no_other_and_a_question_that_is_too_long_is_named(backbone, talks):
     table = oracle.ask(MemoryModel(backbone, "slot"), talks[:1], "alone", max_asked=3, progress=False, autocast=False)
     assert table["logp_other"].isna().all() and table["logp_other"].dtype == float and table["logp_neighbour"].notna().all()
-    long = replace(talks[0].questions[0], question="why? " * backbone.max_tokens)
+    long = replace(oracle.answerable(talks[:1])[0][2], question="why? " * backbone.max_tokens)
     asked = [replace(talks[0], questions=(*talks[0].questions[1:], long))]
     for work in (oracle.train, oracle.ask):
         with pytest.raises(ValueError, match="fit"):

@@ -138,17 +138,22 @@ def test_the_notebook_of_oracle_banks_makes_each_stage_once(workplace):
 
     runs = Path("data/runs/oracle-tiny-gpt2-smoke-synthetic")
     first = make("hebbian", "states,alone", papermills=True)
-    both = make("hebbian,slot", "prompt,end")
+    both = make("hebbian,slot,M.6", "prompt,after")
     assert set(first) == {"hebbian-1x-alone-seed42.csv"} and both.items() >= first.items()
-    assert set(both) - set(first) == {"baseline-1x-prompt-seed42.csv", "hebbian-1x-end-seed42.csv", "slot-1x-end-seed42.csv"}
+    assert set(both) - set(first) == {"baseline-1x-prompt-seed42.csv", "hebbian-1x-after-seed42.csv", "slot-1x-after-seed42.csv"}
     figures = Path("figures/oracle-tiny-gpt2-smoke-synthetic")
     table = pandas.read_parquet(figures / "per_question.parquet")
     assert (table.groupby(["method", "stage"]).size() == 14).all() and table.groupby("stage")["logp_own"].nunique().min() > 1
     told = pandas.read_csv(figures / "told.csv")
     assert set(map(tuple, told[["method", "stage"]].values)) == {
-        ("baseline", "prompt"), ("hebbian", "alone"), ("hebbian", "end"), ("slot", "end")}
+        ("baseline", "prompt"), ("hebbian", "alone"), ("hebbian", "after"), ("hebbian", "end"), ("slot", "after"), ("slot", "end")}
+    lost = pandas.read_csv(figures / "lost.csv").query("against == 'other'")
+    assert set(map(tuple, lost[["method", "stage", "to"]].values)) == {
+        ("hebbian", "alone", "after"), ("hebbian", "after", "end"), ("slot", "after", "end")}
     records = json.loads((figures / "records.json").read_text())
-    assert set(records) == {name.removesuffix(".csv") for name in both} and records["slot-1x-end-seed42"]["settings"]["lr"] == 0.01
+    assert set(records) == {name.removesuffix(".csv") for name in both} and records["slot-1x-after-seed42"]["settings"]["lr"] == 0.01
     assert (figures / "where_it_is_lost.html").exists()
+    another = made("96_oracle_banks.ipynb", runs, methods="hebbian", stages="alone", overrides=few, backbone="tiny-llama")
+    assert another["hebbian-1x-alone-seed42.csv"] > first["hebbian-1x-alone-seed42.csv"]  # one backbone's never stand for another's
     with pytest.raises(AssertionError, match="unknown stages"):
         make("slot", "later")
