@@ -106,11 +106,11 @@ sensitivity: $(READY) ## which choice carries recall: slots on tiny-gpt2, or MET
 	  $(if $(SETTINGS),-r settings "$(SETTINGS)") $(if $(OVERRIDES),-y "overrides: {$(OVERRIDES)}") \
 	  -r runs_dir "data/runs/$(SENSITIVITY)" -r figures_dir "figures/$(SENSITIVITY)"
 
-TRIALS := rates-$(or $(BACKBONE),tiny-gpt2)$(if $(BACKBONE),-$(PRESET)-$(notdir $(or $(DATA),locomo)),-smoke-synthetic)
+TRIALS := rates-$(or $(BACKBONE),tiny-gpt2)$(if $(BACKBONE)$(DATA),-$(PRESET)-$(notdir $(or $(DATA),locomo)),-smoke-synthetic)
 rates: $(READY) ## learning rate and epochs chosen on a training conversation held out: PRESET=full METHODS=prefix RATES=0.01,0.1 EPOCHS=2,5 BACKBONE=smollm2-135m (hours)
 	@mkdir -p "data/runs/$(TRIALS)"
 	@$(RUN) -m papermill notebooks/95_learning_rates.ipynb "data/runs/$(TRIALS)/rates.ipynb" -k python3 --log-output --no-progress-bar \
-	  $(if $(BACKBONE),-r backbone "$(BACKBONE)" -r preset "$(PRESET)" -r data "$(or $(DATA),locomo)") \
+	  $(if $(BACKBONE)$(DATA),-r backbone "$(or $(BACKBONE),tiny-gpt2)" -r preset "$(PRESET)" -r data "$(or $(DATA),locomo)") \
 	  $(if $(METHODS),-r methods "$(METHODS)") $(if $(EPOCHS),-r epochs "$(EPOCHS)") $(if $(RATES),-r rates "$(RATES)") \
 	  $(if $(SEEDS),-p seed "$(SEEDS)") -r runs_dir "data/runs/$(TRIALS)" -r figures_dir "figures/$(TRIALS)"
 
