@@ -127,7 +127,7 @@ def evidence_by_stage(table: pd.DataFrame, subtitle: str) -> go.Figure:
     for y in range(0, len(stages), 2):
         figure.add_hrect(y0=y - 0.5, y1=y + 0.5, fillcolor="#F3F3F3", line_width=0, layer="below", row=1, col="all")
     figure.add_vline(x=0, line=dict(color=INK, width=2))
-    figure.update_xaxes(title="nats per answer token, 95 %", gridcolor="#DDDDDD")
+    figure.update_xaxes(title="nats per answer token, 95 %", gridcolor="#DDDDDD", matches="x")
     figure.update_yaxes(tickvals=list(range(len(stages))), ticktext=[STAGES[stage] for stage in stages], showgrid=False,
                         zeroline=False, range=[len(stages) - 0.5, -0.5])
     return finish(figure, "Where the content is lost", subtitle, 300 + 84 * len(stages), left=260)
