@@ -25,7 +25,10 @@ STAGES = {  # of `oracle`: stage: how it is named at its row
     "prompt": "the evidence in the prompt<br>(frozen model, no memory)",
     "states": "its token states are<br>the memory's entries",
     "alone": "it is written, alone",
-    "after": "written after all turns<br>before it, asked at once",
+    "after-1": "written after 1 of the turns<br>before it, asked at once",
+    "after-4": "written after 4 of the turns<br>before it",
+    "after-16": "written after 16 of the turns<br>before it",
+    "after": "written after all turns<br>before it",
     "end": "asked at the end of the<br>conversation",
 }
 AGAINST = {"neighbour": "own − another question's evidence", "other": "own − another conversation's"}

@@ -6,7 +6,10 @@ few turns, the question's evidence; here it is put ever nearer to where the stud
     prompt   the evidence as text in front of the question, read by the bare frozen model: nothing is trained
     states   the evidence's token states are the entries: read by an adapter, no write rule
     alone    only the evidence is written, into P_0
-    after    the last turn of the evidence is written after all turns that stand before it, and asked about at once
+    after-1  and one of the other turns, the one that stands before the last of the evidence; asked about at once
+    after-4  and four of them
+    after-16 and sixteen of them
+    after    and all turns that stand before the last of the evidence
     end      and all turns that follow it: the study's own bank, read by the adapter trained at "after"
 
 An adapter is trained at each stage but the first and the last, by one recipe, on banks made as those that it is asked
@@ -42,7 +45,8 @@ from .training import epoch_batches, train_pairs
 if TYPE_CHECKING:
     import pandas
 
-STAGES = ("prompt", "states", "alone", "after", "end")
+AMONG = {"alone": 0, "after-1": 1, "after-4": 4, "after-16": 16, "after": None}  # how many other turns are written; None: all
+STAGES = ("prompt", "states", *AMONG, "end")
 ENTRIES = 256  # of a bank at stage "states", whatever the capacity: as many token states as nearly all evidence has
 AGAINST = ("neighbour", "other")  # whose evidence own is held against: another question's, another conversation's
 MEMORIES = ("own", *AGAINST, "zero")
@@ -97,7 +101,7 @@ def trained_at(model: MemoryModel) -> tuple[str, ...]:
     """
     start = model.adapter.initial_state()
     wide = {name: t.shape[1:] for name, t in start.items()} == {"P": (model.backbone.hidden_size,)}
-    return ("states",) * (wide and not isinstance(model.adapter, SparseSlots)) + ("alone", "after") if start else ()
+    return ("states",) * (wide and not isinstance(model.adapter, SparseSlots)) + tuple(AMONG) if start else ()
 
 
 class Banks:
@@ -122,8 +126,8 @@ class Banks:
                 H = torch.cat([self._hidden(conversation.id, turn) for turn in turns])  # (T, d)
                 rows = len(self.model.state["P"])
                 return {"P": H[-rows:][torch.arange(rows, device=H.device) % min(rows, len(H))]}  # again and again: (M, d)
-            if self.stage == "alone":
-                return self._write(self.model.adapter.initial_state(), conversation.id, turns)
+            if (others := AMONG.get(self.stage)) is not None:
+                return self._write(self.model.adapter.initial_state(), conversation.id, among(turns, others))
             if conversation.id not in self._known:
                 self._known[conversation.id] = self._along(conversation)
             return self._known[conversation.id][turns[-1] if self.stage == "after" else len(conversation.turns) - 1]
@@ -152,6 +156,12 @@ class Banks:
 def evidence_turns(conversation: Conversation, question: Question) -> list[int]:
     """The places of the question's evidence in its conversation, ascending."""
     return sorted(conversation.turn(id).index for id in question.evidence)
+
+
+def among(turns: Sequence[int], others: int) -> list[int]:
+    """The turns of evidence, and the ``others`` that stand before the last of them, or as many as there are; ascending."""
+    before = sorted(set(range(turns[-1])) - set(turns))
+    return sorted([*turns, *before[max(len(before) - others, 0):]])
 
 
 def train(model: MemoryModel, conversations: Iterable[Conversation], stage: str, **settings) -> pandas.DataFrame:

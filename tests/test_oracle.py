@@ -46,7 +46,9 @@ def test_each_stage_writes_what_it_says(backbone, talks, states, method):
     one = of_several_turns(talk)
     turns = oracle.evidence_turns(talk, one[2])
     assert turns == sorted(talk.turn(id).index for id in one[2].evidence)
-    written = {"alone": turns, "after": range(turns[-1] + 1), "end": range(len(talk.turns))}
+    others = [turn for turn in range(turns[-1]) if turn not in turns]
+    written = {"alone": turns, "after-1": sorted([*turns, others[-1]]), "after-4": sorted([*turns, *others[-4:]]),
+               "after-16": sorted([*turns, *others[-16:]]), "after": range(turns[-1] + 1), "end": range(len(talk.turns))}
     for stage, those in written.items():
         model.reset()
         expected = model.write_hidden([states[talk.id][turn] for turn in those])
@@ -69,13 +71,14 @@ def test_at_states_the_entries_are_the_token_states(backbone, talks, states):
 
 def test_a_method_is_trained_where_it_has_banks_of_its_own(backbone, states, talks):
     stages = {method: oracle.trained_at(MemoryModel(backbone, method)) for method in ("prefix", "gated", "hebbian", "slot", "baseline")}
-    three = ("states", "alone", "after")
-    assert stages == dict(prefix=three, gated=three, hebbian=three[1:], slot=three[1:], baseline=())
-    with pytest.raises(ValueError, match="hebbian has no banks at stage 'states': it has alone, after, end"):
+    every = oracle.STAGES[1:-1]
+    assert every[:2] == ("states", "alone") and every[-1] == "after"
+    assert stages == dict(prefix=every, gated=every, hebbian=every[1:], slot=every[1:], baseline=())
+    with pytest.raises(ValueError, match="hebbian has no banks at stage 'states': it has alone, after-1, after-4, after-16, after, end"):
         oracle.Banks(MemoryModel(backbone, "hebbian"), states, "states")
     with pytest.raises(ValueError, match="it has none, it keeps no memory"):
         oracle.Banks(MemoryModel(backbone, "baseline"), states, "alone")
-    with pytest.raises(ValueError, match="slot is not trained at 'end': name one of alone, after"):
+    with pytest.raises(ValueError, match="slot is not trained at 'end': name one of alone, after-1"):
         oracle.train(MemoryModel(backbone, "slot"), talks, "end", progress=False)
     with pytest.raises(ValueError, match="max_asked must be at least 1"):
         oracle.OracleSettings(max_asked=0)

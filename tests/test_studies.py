@@ -11,16 +11,18 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from pdmem_lib.experiment import load_data
+from pdmem_lib.methods import REGISTRY, Slot
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """An empty folder to work in; the user's caches and how figures are shown stay untouched."""
+    """An empty folder to work in; the user's caches, the methods known and how figures are shown stay untouched."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plotly.io.renderers, "default", plotly.io.renderers.default)
     monkeypatch.setenv("PDMEM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(REGISTRY, "queue", Slot)  # a notebook's own, until it says what it is
 
 
 def made(name, runs, papermills=False, **parameters):
@@ -139,6 +141,11 @@ def test_the_notebook_of_oracle_banks_makes_each_stage_once(workplace):
     runs = Path("data/runs/oracle-tiny-gpt2-smoke-synthetic")
     first = make("hebbian", "states,alone", papermills=True)
     both = make("hebbian,slot,M.6", "prompt,after")
+    queue = make("queue", "after-4")
+    assert set(queue) == {*both, "queue-1x-after-4-seed42.csv"}
+    told = pandas.read_csv("figures/oracle-tiny-gpt2-smoke-synthetic/told.csv")
+    assert set(told["method"]) == {"queue", "baseline"} and set(told["stage"]) == {"after-4", "prompt"}
+    make("hebbian,slot", "prompt,after")
     assert set(first) == {"hebbian-1x-alone-seed42.csv"} and both.items() >= first.items()
     assert set(both) - set(first) == {"baseline-1x-prompt-seed42.csv", "hebbian-1x-after-seed42.csv", "slot-1x-after-seed42.csv"}
     figures = Path("figures/oracle-tiny-gpt2-smoke-synthetic")
