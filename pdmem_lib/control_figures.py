@@ -10,6 +10,8 @@ from plotly.subplots import make_subplots
 
 from ._plot import (FONT, GREY, INK, NEUTRAL, dot_style, fill_of, finish, legend_entry, literal, look_of, mark_rows,
                     place_labels, plot_size, require, row_margin, rows_of, side_by_side, signed, span, text_width, times)
+from .methods import REGISTRY, Method, SparseSlots
+from .oracle import AMONG
 
 MEMORIES = {  # memory: (name, marker, place across its row: what often scores the same must not hide each other)
     "own": ("own memory", "circle", 0),
@@ -102,7 +104,8 @@ def evidence_by_stage(table: pd.DataFrame, subtitle: str) -> go.Figure:
 
     Columns method, capacity, stage (of `oracle.STAGES`), against ("other": another conversation's evidence, "neighbour": that
     of another question of the same conversation), effect, low and high (nats per answer token): rows of `oracle.told`.
-    ValueError for two rows of one method and capacity.
+    The prompt, where it is worth more than thrice what any memory's interval reaches, is written at the axis' end instead of
+    drawn, so that the others can be told apart. ValueError for two rows of one method and capacity.
     """
     require(table, "method", "capacity", "stage", "against", "effect", "low", "high")
     keys = ["method", "capacity", "stage", "against"]
@@ -116,7 +119,13 @@ def evidence_by_stage(table: pd.DataFrame, subtitle: str) -> go.Figure:
     lines = list(drawn.groupby(["method", "capacity"], sort=False).groups)
     figure = make_subplots(rows=1, cols=len(panels), shared_yaxes=True, horizontal_spacing=0.03,
                            subplot_titles=[f"<b>{AGAINST[against]}</b>" for against in panels])
+    reach = drawn[["low", "high"]].abs().max(axis=None)
     for row in table.itertuples():
+        if row.method == "baseline" and row.effect > 3 * reach:
+            figure.add_annotation(x=1.08 * reach, y=stages.index(row.stage), xanchor="right", showarrow=False, row=1,
+                                  col=1 + panels.index(row.against),
+                                  text=f"<b>{signed(row.effect)}</b> ({signed(row.low)} to {signed(row.high)}) →")
+            continue
         look = NEUTRAL if row.method == "baseline" else look_of(row.method)
         aside = 0.0 if row.method == "baseline" else 0.6 * ((lines.index((row.method, row.capacity)) + 0.5) / len(lines) - 0.5)
         figure.add_scatter(
@@ -134,6 +143,42 @@ def evidence_by_stage(table: pd.DataFrame, subtitle: str) -> go.Figure:
     figure.update_yaxes(tickvals=list(range(len(stages))), ticktext=[STAGES[stage] for stage in stages], showgrid=False,
                         zeroline=False, range=[len(stages) - 0.5, -0.5])
     return finish(figure, "Where the content is lost", subtitle, 300 + 84 * len(stages), left=260)
+
+
+def crowding(table: pd.DataFrame, subtitle: str, gamma: float = 0.95) -> go.Figure:
+    """What a question's own evidence is worth by how many other turns are written beside it: a line a method and capacity.
+
+    Columns method, capacity, stage (of `oracle.AMONG`), effect, low, high (nats per answer token): rows of `oracle.told` against
+    one control, of questions whose evidence is one turn. Dashed: the effect alone times that turn's share of all that a rule of
+    decay ``gamma`` has added to the same rows (not for slots). ValueError for another stage, or two rows of one point.
+    """
+    require(table, "method", "capacity", "stage", "effect", "low", "high")
+    if unknown := set(table["stage"]) - set(AMONG):
+        raise ValueError(f"unknown {', '.join(map(str, sorted(unknown)))}: known are {', '.join(AMONG)}")
+    if table.duplicated(["method", "capacity", "stage"]).any():
+        raise ValueError("this figure takes one row a method, capacity and stage")
+    stages = [stage for stage in AMONG if stage in set(table["stage"])]
+    share = pd.Series({stage: 1 - gamma if others is None else 1 / sum(gamma**turn for turn in range(others + 1))
+                       for stage, others in AMONG.items()})
+    figure, lines = go.Figure(), list(table.groupby(["method", "capacity"], sort=False))
+    for i, ((method, capacity), rows) in enumerate(lines):
+        look, rows = look_of(method), rows.set_index("stage").loc[[stage for stage in stages if stage in set(rows["stage"])]]
+        x = np.array([stages.index(stage) for stage in rows.index]) + 0.04 * (i - (len(lines) - 1) / 2)
+        figure.add_scatter(
+            x=x, y=rows["effect"], mode="lines+markers", name=f"{look.label}, {times(capacity)}",
+            marker=dot_style(look, fill_of(capacity), 12), line=dict(color=look.colour, width=3), customdata=rows[["low", "high"]],
+            error_y=dict(array=rows["high"] - rows["effect"], arrayminus=rows["effect"] - rows["low"], thickness=2.5, width=5),
+            hovertemplate=f"{look.label}: %{{y:+.3f}} (%{{customdata[0]:+.3f}} to %{{customdata[1]:+.3f}}) nats<extra></extra>")
+        if "alone" in rows.index and not issubclass(REGISTRY.get(method, Method), SparseSlots):
+            figure.add_scatter(x=x, y=rows.loc["alone", "effect"] * share[rows.index], mode="lines", hoverinfo="skip",
+                               showlegend=False, line=dict(color=look.colour, width=2, dash="dash"))
+    legend_entry(figure, f"alone × its share, γ {gamma:g}", mode="lines", line=dict(color=INK, width=2, dash="dash"))
+    figure.add_hline(y=0, line=dict(color=INK, width=2))
+    figure.update_xaxes(title="other turns written beside the evidence", tickvals=list(range(len(stages))), zeroline=False,
+                        ticktext=["all" if AMONG[stage] is None else str(AMONG[stage]) for stage in stages],
+                        range=[-0.4, len(stages) - 0.6])
+    figure.update_yaxes(title="own − another question's evidence<br>(nats per answer token, 95 %)")
+    return finish(figure, "How few other turns drown it", subtitle, 640, left=130)
 
 
 def reference_points(table: pd.DataFrame, subtitle: str, y: str = "f1") -> go.Figure:

@@ -27,7 +27,8 @@ from ._plot import (FONT, INK, SEED, WIDTH, add_to_panel, bar_style, capacity_le
                     label_panels, literal, look_of, lower_labels, method_panels, ordered, panel_height, require, span,
                     times)
 from .causal_figures import attention_by_head, effect_bars, turn_changes
-from .control_figures import MEMORIES, controls_chart, evidence_by_stage, log_probability_bars, reference_points
+from .control_figures import (MEMORIES, controls_chart, crowding, evidence_by_stage, log_probability_bars,
+                              reference_points)
 from .data_figures import how_far_back, lags_by_category, session_timeline
 from .diagrams import block_diagram
 from .evidence_figures import (breakdown, clipping, effect_intervals, noise_floor_bars, null_distribution,
@@ -42,8 +43,8 @@ from .reading_figures import (answer_map, attention_by_block, attention_to_entri
                               turn_scores_bars)
 
 __all__ = ["MEMORIES", "WIDTH", "answer_map", "attention_by_block", "attention_by_head", "attention_to_entries",
-           "bank_spread", "block_diagram", "breakdown", "category_heatmap", "clipping", "controls_chart", "effect_bars",
-           "effect_intervals", "effective_rank", "evidence_by_stage", "fill_of", "forgetting_curves", "gates",
+           "bank_spread", "block_diagram", "breakdown", "category_heatmap", "clipping", "controls_chart", "crowding",
+           "effect_bars", "effect_intervals", "effective_rank", "evidence_by_stage", "fill_of", "forgetting_curves", "gates",
            "hebbian_matrix", "how_far_back", "knowledge_curves", "lags_by_category", "log_probability_bars", "look_of",
            "loss_curves", "nearest_tokens", "nearest_tokens_of", "noise_floor_bars", "null_distribution", "picture",
            "provenance_map", "published_against_ours", "recall_curves", "reference_points", "retained_bars", "save",

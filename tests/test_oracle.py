@@ -224,10 +224,33 @@ def test_the_figure_has_a_row_a_stage_and_a_panel_a_control():
     for row in found.itertuples():
         assert drawn[panel[row.against], place[row.stage]] == pytest.approx((row.effect, row.high - row.effect, row.effect - row.low))
     assert [trace.name for trace in figure.data if trace.x[0] is None] == ["M.6 Slots, 1×"]
+    far = found.assign(**{side: found[side] * 5 ** (found["method"] == "baseline") for side in ("effect", "low", "high")})
+    beside = figures.evidence_by_stage(far, "made up")
+    assert len(beside.data) == len(figure.data) - 2  # the prompt's two dots are written: nobody could tell the others apart
+    assert [note.text[:13] for note in beside.layout.annotations if "→" in note.text] == ["<b>+2.000</b>", "<b>+4.000</b>"]
     with pytest.raises(ValueError, match="one row a method"):
         figures.evidence_by_stage(pd.concat([found, found]), "made up")
     with pytest.raises(ValueError, match="unknown later"):
         figures.evidence_by_stage(found.assign(stage="later"), "made up")
+
+
+def test_the_crowding_figure_has_a_line_a_method_and_the_share_of_the_evidence():
+    half = [gain / 2 for gain in ALONE]
+    found = pd.concat([rows("after", half), rows("alone", ALONE), rows("after-1", half), rows("alone", ALONE, "hebbian"),
+                       rows("after-4", half, "hebbian")])
+    table = oracle.told(found).query("against == 'other'")
+    figure = figures.crowding(table, "made up", gamma=0.5)
+    assert list(figure.layout.xaxis.ticktext) == ["0", "1", "4", "all"]
+    solid = {trace.name: trace for trace in figure.data if trace.mode == "lines+markers"}
+    assert {name: [round(x) for x in trace.x] for name, trace in solid.items()} == {
+        "M.6 Slots, 1×": [0, 1, 3], "M.4 Hebbian, 1×": [0, 2]}
+    assert list(solid["M.6 Slots, 1×"].y) == pytest.approx([0.3, 0.15, 0.15])
+    dashed, = (trace for trace in figure.data if trace.line.dash == "dash" and trace.x[0] is not None)  # slots share no rows
+    assert list(dashed.y) == pytest.approx([0.3, 0.3 / (1 + 0.5 + 0.25 + 0.125 + 0.0625)])
+    with pytest.raises(ValueError, match="one row a method, capacity and stage"):
+        figures.crowding(pd.concat([table, table]), "made up")
+    with pytest.raises(ValueError, match="unknown end"):
+        figures.crowding(table.assign(stage="end"), "made up")
 
 
 def test_a_question_that_stands_twice_is_asked_twice(backbone, talks):

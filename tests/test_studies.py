@@ -158,6 +158,9 @@ def test_the_notebook_of_oracle_banks_makes_each_stage_once(workplace):
     records = json.loads((figures / "records.json").read_text())
     assert set(records) == {name.removesuffix(".csv") for name in both} and records["slot-1x-after-seed42"]["settings"]["lr"] == 0.01
     assert (figures / "where_it_is_lost.html").exists()
+    crowd = pandas.read_csv(figures / "crowding.csv")
+    assert set(map(tuple, crowd[["method", "stage"]].values)) == {("hebbian", "alone"), ("hebbian", "after"), ("slot", "after")}
+    assert (crowd["n"] == (table.query("evidence == 1 and stage == 'after' and method == 'slot'")["logp_neighbour"]).count()).all()
     another = made("96_oracle_banks.ipynb", runs, methods="hebbian", stages="alone", overrides=few, backbone="tiny-llama")
     assert another["hebbian-1x-alone-seed42.csv"] > first["hebbian-1x-alone-seed42.csv"]  # one backbone's never stand for another's
     with pytest.raises(AssertionError, match="unknown stages"):
