@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from ._plot import (FONT, GREY, INK, NEUTRAL, dot_style, fill_of, finish, legend_entry, literal, look_of, mark_rows,
                     place_labels, plot_size, require, row_margin, rows_of, side_by_side, signed, span, text_width, times)
 from .methods import REGISTRY, Method, SparseSlots
-from .oracle import AMONG
+from .oracle import AMONG, share
 
 MEMORIES = {  # memory: (name, marker, place across its row: what often scores the same must not hide each other)
     "own": ("own memory", "circle", 0),
@@ -158,8 +158,7 @@ def crowding(table: pd.DataFrame, subtitle: str, gamma: float = 0.95) -> go.Figu
     if table.duplicated(["method", "capacity", "stage"]).any():
         raise ValueError("this figure takes one row a method, capacity and stage")
     stages = [stage for stage in AMONG if stage in set(table["stage"])]
-    share = pd.Series({stage: 1 - gamma if others is None else 1 / sum(gamma**turn for turn in range(others + 1))
-                       for stage, others in AMONG.items()})
+    shares = pd.Series({stage: 1 - gamma if others is None else share(gamma, 0, others + 1) for stage, others in AMONG.items()})
     figure, lines = go.Figure(), list(table.groupby(["method", "capacity"], sort=False))
     for i, ((method, capacity), rows) in enumerate(lines):
         look, rows = look_of(method), rows.set_index("stage").loc[[stage for stage in stages if stage in set(rows["stage"])]]
@@ -170,7 +169,7 @@ def crowding(table: pd.DataFrame, subtitle: str, gamma: float = 0.95) -> go.Figu
             error_y=dict(array=rows["high"] - rows["effect"], arrayminus=rows["effect"] - rows["low"], thickness=2.5, width=5),
             hovertemplate=f"{look.label}: %{{y:+.3f}} (%{{customdata[0]:+.3f}} to %{{customdata[1]:+.3f}}) nats<extra></extra>")
         if "alone" in rows.index and not issubclass(REGISTRY.get(method, Method), SparseSlots):
-            figure.add_scatter(x=x, y=rows.loc["alone", "effect"] * share[rows.index], mode="lines", hoverinfo="skip",
+            figure.add_scatter(x=x, y=rows.loc["alone", "effect"] * shares[rows.index], mode="lines", hoverinfo="skip",
                                showlegend=False, line=dict(color=look.colour, width=2, dash="dash"))
     legend_entry(figure, f"alone × its share, γ {gamma:g}", mode="lines", line=dict(color=INK, width=2, dash="dash"))
     figure.add_hline(y=0, line=dict(color=INK, width=2))

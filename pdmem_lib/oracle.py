@@ -164,6 +164,12 @@ def among(turns: Sequence[int], others: int) -> list[int]:
     return sorted([*turns, *before[max(len(before) - others, 0):]])
 
 
+def share(gamma: float, lag: int, turns: int) -> float:
+    """Of all that ``turns`` turns have added to the same rows, what one is that ``lag`` others follow, under a rule of decay
+    ``gamma`` (M.1 to M.5; M.4 short of its norm bound)."""
+    return gamma**lag / sum(gamma**turn for turn in range(turns))
+
+
 def train(model: MemoryModel, conversations: Iterable[Conversation], stage: str, **settings) -> pandas.DataFrame:
     """Train ``model``'s adapter to answer from the banks of ``stage``; keywords as in `OracleSettings`.
 

@@ -253,6 +253,18 @@ def test_the_crowding_figure_has_a_line_a_method_and_the_share_of_the_evidence()
         figures.crowding(table.assign(stage="end"), "made up")
 
 
+def test_the_share_of_a_turn_is_that_of_the_writes(backbone, states, talks):
+    """Of the weights by which a rule adds all turns up: 1 in all, and the newest of very many 1 - gamma."""
+    assert sum(oracle.share(0.9, lag, 30) for lag in range(30)) == pytest.approx(1)
+    assert oracle.share(0.95, 0, 1) == 1 and oracle.share(0.95, 0, 1000) == pytest.approx(0.05) and oracle.share(0, 1, 9) == 0
+    assert oracle.share(1, 7, 20) == pytest.approx(1 / 20)
+    model, H = MemoryModel(backbone, "hebbian", gamma=0.8), states[talks[0].id][0]
+    model.state["M"].zero_()
+    once = model.write_hidden([H])["M"].clone()
+    five = model.write_hidden([H] * 4)["M"]  # the same turn five times: the newest is its share of the sum
+    torch.testing.assert_close(once, oracle.share(0.8, 0, 5) * five)
+
+
 def test_a_question_that_stands_twice_is_asked_twice(backbone, talks):
     """LoCoMo has some: each is a row of its own."""
     twice = [replace(c, questions=c.questions + c.questions[:2]) for c in talks]
