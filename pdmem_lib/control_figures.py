@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from ._plot import (FONT, GREY, INK, NEUTRAL, dot_style, fill_of, finish, legend_entry, literal, look_of, mark_rows,
                     place_labels, plot_size, require, row_margin, rows_of, side_by_side, signed, span, text_width, times)
-from .methods import REGISTRY, Method, SparseSlots
+from .methods import REGISTRY, AttentionCoupledBank, HebbianMatrix, Method
 from .oracle import AMONG, share
 
 MEMORIES = {  # memory: (name, marker, place across its row: what often scores the same must not hide each other)
@@ -150,7 +150,7 @@ def crowding(table: pd.DataFrame, subtitle: str, gamma: float = 0.95) -> go.Figu
 
     Columns method, capacity, stage (of `oracle.AMONG`), effect, low, high (nats per answer token): rows of `oracle.told` against
     one control, of questions whose evidence is one turn. Dashed: the effect alone times that turn's share of all that a rule of
-    decay ``gamma`` has added to the same rows (not for slots). ValueError for another stage, or two rows of one point.
+    decay ``gamma`` has added to the same rows (M.1 to M.5). ValueError for another stage, or two rows of one point.
     """
     require(table, "method", "capacity", "stage", "effect", "low", "high")
     if unknown := set(table["stage"]) - set(AMONG):
@@ -168,7 +168,7 @@ def crowding(table: pd.DataFrame, subtitle: str, gamma: float = 0.95) -> go.Figu
             marker=dot_style(look, fill_of(capacity), 12), line=dict(color=look.colour, width=3), customdata=rows[["low", "high"]],
             error_y=dict(array=rows["high"] - rows["effect"], arrayminus=rows["effect"] - rows["low"], thickness=2.5, width=5),
             hovertemplate=f"{look.label}: %{{y:+.3f}} (%{{customdata[0]:+.3f}} to %{{customdata[1]:+.3f}}) nats<extra></extra>")
-        if "alone" in rows.index and not issubclass(REGISTRY.get(method, Method), SparseSlots):
+        if "alone" in rows.index and issubclass(REGISTRY.get(method, Method), (AttentionCoupledBank, HebbianMatrix)):
             figure.add_scatter(x=x, y=rows.loc["alone", "effect"] * shares[rows.index], mode="lines", hoverinfo="skip",
                                showlegend=False, line=dict(color=look.colour, width=2, dash="dash"))
     legend_entry(figure, f"alone × its share, γ {gamma:g}", mode="lines", line=dict(color=INK, width=2, dash="dash"))
