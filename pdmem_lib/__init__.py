@@ -17,7 +17,7 @@ Where things are: `pdmem_lib.backbone` (frozen models), `pdmem_lib.seam` (where 
 `pdmem_lib.persistence` (adapters and states as files), `pdmem_lib.session` (a conversation that goes on) and
 `pdmem_lib.journal` (its folder), `pdmem_lib.chat`, `pdmem_lib.cards` (model cards), `pdmem_lib.references` and
 `pdmem_lib.lora` (what stands beside a memory), `pdmem_lib.estimates` (intervals and the verdict), `pdmem_lib.recall`
-(a task whose answer is known), `pdmem_lib.oracle` (where content is lost), `pdmem_lib.experiment` (one run of the
+(a task whose answer is known), `pdmem_lib.oracle` and `pdmem_lib.probe` (where content is lost), `pdmem_lib.experiment` (one run of the
 study), `pdmem_lib.published` (others' numbers), `pdmem_lib.collected` (runs of one grid), `pdmem_lib.figures`;
 `pdmem_lib.causal` (what an answer rests on), `pdmem_lib.recording` (a conversation kept turn by turn),
 `pdmem_lib.lesson` (an adapter in a minute), and the Memory Studio, `studio`, made of `pdmem_lib.studio_model`,

@@ -145,11 +145,11 @@ def evidence_by_stage(table: pd.DataFrame, subtitle: str) -> go.Figure:
     return finish(figure, "Where the content is lost", subtitle, 300 + 84 * len(stages), left=260)
 
 
-def crowding(table: pd.DataFrame, subtitle: str, gamma: float = 0.95) -> go.Figure:
+def crowding(table: pd.DataFrame, subtitle: str, gamma: float = 0.95, score: str = "nats per answer token") -> go.Figure:
     """What a question's own evidence is worth by how many other turns are written beside it: a line a method and capacity.
 
-    Columns method, capacity, stage (of `oracle.AMONG`), effect, low, high (nats per answer token): rows of `oracle.told` against
-    one control, of questions whose evidence is one turn. Dashed: the effect alone times that turn's share of all that a rule of
+    Columns method, capacity, stage (of `oracle.AMONG`), effect, low, high (in ``score``): rows of `oracle.told` against one
+    control, of questions whose evidence is one turn. Dashed: the effect alone times that turn's share of all that a rule of
     decay ``gamma`` has added to the same rows (M.1 to M.5). ValueError for another stage, or two rows of one point.
     """
     require(table, "method", "capacity", "stage", "effect", "low", "high")
@@ -167,16 +167,17 @@ def crowding(table: pd.DataFrame, subtitle: str, gamma: float = 0.95) -> go.Figu
             x=x, y=rows["effect"], mode="lines+markers", name=f"{look.label}, {times(capacity)}",
             marker=dot_style(look, fill_of(capacity), 12), line=dict(color=look.colour, width=3), customdata=rows[["low", "high"]],
             error_y=dict(array=rows["high"] - rows["effect"], arrayminus=rows["effect"] - rows["low"], thickness=2.5, width=5),
-            hovertemplate=f"{look.label}: %{{y:+.3f}} (%{{customdata[0]:+.3f}} to %{{customdata[1]:+.3f}}) nats<extra></extra>")
+            hovertemplate=f"{look.label}: %{{y:+.3f}} (%{{customdata[0]:+.3f}} to %{{customdata[1]:+.3f}}) {score}<extra></extra>")
         if "alone" in rows.index and issubclass(REGISTRY.get(method, Method), (AttentionCoupledBank, HebbianMatrix)):
             figure.add_scatter(x=x, y=rows.loc["alone", "effect"] * shares[rows.index], mode="lines", hoverinfo="skip",
                                showlegend=False, line=dict(color=look.colour, width=2, dash="dash"))
-    legend_entry(figure, f"alone × its share, γ {gamma:g}", mode="lines", line=dict(color=INK, width=2, dash="dash"))
+    if len(figure.data) > len(lines):
+        legend_entry(figure, f"alone × its share, γ {gamma:g}", mode="lines", line=dict(color=INK, width=2, dash="dash"))
     figure.add_hline(y=0, line=dict(color=INK, width=2))
     figure.update_xaxes(title="other turns written beside the evidence", tickvals=list(range(len(stages))), zeroline=False,
                         ticktext=["all" if AMONG[stage] is None else str(AMONG[stage]) for stage in stages],
                         range=[-0.4, len(stages) - 0.6])
-    figure.update_yaxes(title="own − another question's evidence<br>(nats per answer token, 95 %)")
+    figure.update_yaxes(title=f"own − another question's evidence<br>({score}, 95 %)")
     return finish(figure, "How few other turns drown it", subtitle, 640, left=130)
 
 

@@ -280,17 +280,19 @@ def _prompts(backbone: Backbone, conversations: Sequence[Conversation]) -> Score
     return score
 
 
-def told(table: pandas.DataFrame) -> pandas.DataFrame:
+def told(table: pandas.DataFrame, score: str = "logp", unit: str = "nats per token") -> pandas.DataFrame:
     """What the right evidence is worth, conversations weighing the same: rows of `comparisons.matched` with stage and against
     (of `AGAINST`) beside them, p_holm over those of one control. ``table``: rows of `ask`, with seed. A control that no
-    question has, or two conversations are too few for, has no row."""
+    question has, or two conversations are too few for, has no row. ``score``: of what, own minus the control's: the columns
+    ``score``_own, ``score``_neighbour and ``score``_other, in ``unit``."""
     import pandas as pd
 
     found = []
     for name in AGAINST:
-        asked = table[table[f"logp_{name}"].notna()]
-        found.append(_split(matched(asked.assign(method=asked["method"] + " " + asked["stage"], logp_other=asked[f"logp_{name}"])),
-                            "method", "stage").assign(against=name))
+        asked = table[table[f"{score}_{name}"].notna()]
+        asked = asked.assign(method=asked["method"] + " " + asked["stage"], logp_own=asked[f"{score}_own"],
+                             logp_other=asked[f"{score}_{name}"])
+        found.append(_split(matched(asked), "method", "stage").assign(against=name, unit=unit))
     return pd.concat(found, ignore_index=True)[["method", "capacity", "stage", "against", *MATCHED[2:]]]
 
 

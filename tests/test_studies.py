@@ -157,7 +157,9 @@ def test_the_notebook_of_oracle_banks_makes_each_stage_once(workplace):
         ("hebbian", "alone", "after"), ("hebbian", "after", "end"), ("slot", "after", "end")}
     records = json.loads((figures / "records.json").read_text())
     assert set(records) == {name.removesuffix(".csv") for name in both} and records["slot-1x-after-seed42"]["settings"]["lr"] == 0.01
-    assert (figures / "where_it_is_lost.html").exists()
+    assert {path.stem for path in figures.glob("*.html")} == {"where_it_is_lost", "crowding", "words"}
+    words = pandas.read_csv(figures / "words.csv")
+    assert set(words["gamma"]) == {0.95, 1} and set(words["stage"]) > {"states", "alone", "after-4"}
     crowd = pandas.read_csv(figures / "crowding.csv")
     assert set(map(tuple, crowd[["method", "stage"]].values)) == {("hebbian", "alone"), ("hebbian", "after"), ("slot", "after")}
     assert (crowd["n"] == (table.query("evidence == 1 and stage == 'after' and method == 'slot'")["logp_neighbour"]).count()).all()
