@@ -299,7 +299,7 @@ def told(table: pandas.DataFrame, score: str = "logp", unit: str = "nats per tok
 def lost(table: pandas.DataFrame) -> pandas.DataFrame:
     """What is lost from one stage to the next, question by question: `told`'s effect at the one minus at the other, columns
     method, capacity, stage, to, against and those of `comparisons.matched`. Stages that both have the control, in `STAGES`'
-    order; "significant here and not there" alone would be no difference."""
+    order, and from "alone" to each number of other turns; "significant here and not there" alone would be no difference."""
     import pandas as pd
 
     keys, found = ["method", "capacity", "seed", "conversation", "number"], []
@@ -308,7 +308,9 @@ def lost(table: pandas.DataFrame) -> pandas.DataFrame:
         pairs = []
         for (method, capacity), rows in gains.groupby(["method", "capacity"], sort=False):
             stages = [stage for stage in STAGES if stage in set(rows["stage"])]
-            for one, to in zip(stages, stages[1:]):
+            few = [stage for stage in stages if AMONG.get(stage)]
+            whole = [stage for stage in stages if stage not in few]
+            for one, to in [*zip(whole, whole[1:]), *(("alone", stage) for stage in few if "alone" in stages)]:
                 both = rows[rows["stage"] == one][[*keys, "gain"]].merge(rows[rows["stage"] == to][[*keys, "gain"]], on=keys)
                 pairs.append(both.assign(method=f"{method} {one} {to}", logp_own=both["gain_x"], logp_other=both["gain_y"]))
         if pairs:

@@ -209,6 +209,9 @@ def test_what_is_lost_is_taken_question_by_question():
     assert found.loc[("other", "alone", "after"), "effect"] == 0  # though both stages show much
     d = [a - e for a, e in zip(ALONE, END)]
     assert found.loc[("other", "after", "end"), "effect"] == pytest.approx(sum(d) / 8)
+    few = oracle.lost(pd.concat([table, rows("after-4", END), rows("after-1", END, "hebbian")])).query("against == 'other'")
+    assert set(map(tuple, few[["stage", "to"]].values)) == {("alone", "after"), ("after", "end"), ("alone", "after-4")}
+    assert few.set_index("to").loc["after-4", "effect"] == pytest.approx(sum(d) / 8)
     assert len(oracle.lost(rows("alone", ALONE))) == 0 and "to" in oracle.lost(rows("alone", ALONE)).columns
 
 
