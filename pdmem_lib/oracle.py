@@ -293,6 +293,7 @@ def told(table: pandas.DataFrame, score: str = "logp", unit: str = "nats per tok
         asked = asked.assign(method=asked["method"] + " " + asked["stage"], logp_own=asked[f"{score}_own"],
                              logp_other=asked[f"{score}_{name}"])
         found.append(_split(matched(asked), "method", "stage").assign(against=name, unit=unit))
+    found = [rows for rows in found if len(rows)] or found[:1]  # an empty one has no numbers, and would make the others objects
     return pd.concat(found, ignore_index=True)[["method", "capacity", "stage", "against", *MATCHED[2:]]]
 
 

@@ -98,6 +98,6 @@ def test_the_table_asks_for_the_words_of_the_answer_that_the_evidence_has(backbo
     assert end["found_neighbour"].isna().all() and end["found_other"].notna().all() and (end["gamma"] == 1).all()
     told = oracle.told(pd.concat([table, end]).assign(seed=42), "found", "share of words")
     assert set(map(tuple, told[["stage", "against"]].values)) == {("after-1", "neighbour"), ("after-1", "other"), ("end", "other")}
-    assert set(told["unit"]) == {"share of words"}
+    assert set(told["unit"]) == {"share of words"} and oracle.told(end.assign(seed=42), "found")["effect"].dtype == float
     with pytest.raises(ValueError, match="nothing is written at stage 'prompt'"):
         probe.words_found(reader, backbone, talks, "prompt", **QUIET)
