@@ -10,8 +10,7 @@ from plotly.subplots import make_subplots
 
 from ._plot import (FONT, GREY, INK, NEUTRAL, dot_style, fill_of, finish, legend_entry, literal, look_of, mark_rows,
                     place_labels, plot_size, require, row_margin, rows_of, side_by_side, signed, span, text_width, times)
-from .methods import REGISTRY, AttentionCoupledBank, HebbianMatrix, Method
-from .oracle import AMONG, share
+from .oracle import AMONG
 
 MEMORIES = {  # memory: (name, marker, place across its row: what often scores the same must not hide each other)
     "own": ("own memory", "circle", 0),
@@ -33,7 +32,7 @@ STAGES = {  # of `oracle`: stage: how it is named at its row
     "after": "written after all turns<br>before it",
     "end": "asked at the end of the<br>conversation",
 }
-AGAINST = {"neighbour": "own − another question's evidence", "other": "own − another conversation's"}
+AGAINST = {"neighbour": "own − another question's in its place", "other": "own − another conversation's"}
 REFERENCES = {"memory": "circle", "prompt": "square", "trained without memory": "diamond", "frozen": "cross"}
 
 
@@ -149,8 +148,8 @@ def crowding(table: pd.DataFrame, subtitle: str, gamma: float = 0.95, score: str
     """What a question's own evidence is worth by how many other turns are written beside it: a line a method and capacity.
 
     Columns method, capacity, stage (of `oracle.AMONG`), effect, low, high (in ``score``): rows of `oracle.told` against one
-    control, of questions whose evidence is one turn. Dashed: the effect alone times that turn's share of all that a rule of
-    decay ``gamma`` has added to the same rows (M.1 to M.5). ValueError for another stage, or two rows of one point.
+    control, of questions whose evidence is one turn. Dashed, where a column share has numbers: the effect alone times the mean
+    of `oracle.shares` under a rule of decay ``gamma``. ValueError for another stage, or two rows of one point.
     """
     require(table, "method", "capacity", "stage", "effect", "low", "high")
     if unknown := set(table["stage"]) - set(AMONG):
@@ -158,7 +157,6 @@ def crowding(table: pd.DataFrame, subtitle: str, gamma: float = 0.95, score: str
     if table.duplicated(["method", "capacity", "stage"]).any():
         raise ValueError("this figure takes one row a method, capacity and stage")
     stages = [stage for stage in AMONG if stage in set(table["stage"])]
-    shares = pd.Series({stage: 1 - gamma if others is None else share(gamma, 0, others + 1) for stage, others in AMONG.items()})
     figure, lines = go.Figure(), list(table.groupby(["method", "capacity"], sort=False))
     for i, ((method, capacity), rows) in enumerate(lines):
         look, rows = look_of(method), rows.set_index("stage").loc[[stage for stage in stages if stage in set(rows["stage"])]]
@@ -168,8 +166,8 @@ def crowding(table: pd.DataFrame, subtitle: str, gamma: float = 0.95, score: str
             marker=dot_style(look, fill_of(capacity), 12), line=dict(color=look.colour, width=3), customdata=rows[["low", "high"]],
             error_y=dict(array=rows["high"] - rows["effect"], arrayminus=rows["effect"] - rows["low"], thickness=2.5, width=5),
             hovertemplate=f"{look.label}: %{{y:+.3f}} (%{{customdata[0]:+.3f}} to %{{customdata[1]:+.3f}}) {score}<extra></extra>")
-        if "alone" in rows.index and issubclass(REGISTRY.get(method, Method), (AttentionCoupledBank, HebbianMatrix)):
-            figure.add_scatter(x=x, y=rows.loc["alone", "effect"] * shares[rows.index], mode="lines", hoverinfo="skip",
+        if "alone" in rows.index and "share" in rows and rows["share"].notna().all():
+            figure.add_scatter(x=x, y=rows.loc["alone", "effect"] * rows["share"], mode="lines", hoverinfo="skip",
                                showlegend=False, line=dict(color=look.colour, width=2, dash="dash"))
     if len(figure.data) > len(lines):
         legend_entry(figure, f"alone × its share, γ {gamma:g}", mode="lines", line=dict(color=INK, width=2, dash="dash"))

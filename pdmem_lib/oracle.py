@@ -14,10 +14,11 @@ few turns, the question's evidence; here it is put ever nearer to where the stud
 
 An adapter is trained at each stage but the first and the last, by one recipe, on banks made as those that it is asked
 under. (At "end" a training has one bank a conversation, seven of LoCoMo: it cannot learn from that to tell banks apart,
-whatever they hold. That training is the study itself.) Two controls: the evidence of another question of the *same
-conversation*, by the same speakers, of the same category and as many turns where there is one; and that of other
-conversations' questions, as in the study, whose speakers have other names: own minus that has the names in it. Category 5
-is left out: its evidence does not answer it, and "Not mentioned" can be learnt from whose evidence lies in a bank.
+whatever they hold. That training is the study itself.) Two controls: the same bank, in which the evidence of another
+question of the *same conversation* stands in the place of the question's own, evidence by the same speakers, of the same
+category and as many turns where there is one; and the banks of other conversations' questions, as in the study, whose
+speakers have other names: own minus that has the names in it. Category 5 is left out: its evidence does not answer it, and
+"Not mentioned" can be learnt from whose evidence lies in a bank.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ if TYPE_CHECKING:
 AMONG = {"alone": 0, "after-1": 1, "after-4": 4, "after-16": 16, "after": None}  # how many other turns are written; None: all
 STAGES = ("prompt", "states", *AMONG, "end")
 ENTRIES = 256  # of a bank at stage "states", whatever the capacity: as many token states as nearly all evidence has
-AGAINST = ("neighbour", "other")  # whose evidence own is held against: another question's, another conversation's
+AGAINST = ("neighbour", "other")  # whose evidence own is held against: another question's in its place, another conversation's
 MEMORIES = ("own", *AGAINST, "zero")
 SAMPLE_SEED = 0  # of the questions asked, for all runs
 Asked = tuple[Conversation, int, Question]  # the question's number in its conversation: a benchmark may ask one twice
-Score = Callable[[Question, Sequence[Asked | None]], list[float]]  # nats per answer token with each one's evidence; None: none
+Score = Callable[[Asked, Sequence[Asked | None]], list[float]]  # nats per answer token with each one's evidence; None: none
 
 
 @dataclass(frozen=True)
@@ -104,53 +105,73 @@ def trained_at(model: MemoryModel) -> tuple[str, ...]:
     return ("states",) * (wide and not isinstance(model.adapter, SparseSlots)) + tuple(AMONG) if start else ()
 
 
-class Banks:
-    """The bank of a question at a stage; ``states``: the turns' hidden states by conversation, as `encode_all` has them.
+class Written:
+    """What ``write`` makes, of ``start``, of the turns that a question's stage has written: (state, H (T, d)) -> state.
 
-    At "after" the states at all questions' evidence are kept: 0.1 GB for LoCoMo at 1x, 1 to 2 GB at 10x.
+    ``states``: the turns' hidden states by conversation, as `encode_all` has them. At "after" the states at all questions'
+    evidence are kept: 0.2 GB for LoCoMo at 1x, 2 to 4 GB at 10x.
+    """
+
+    def __init__(self, write: Callable[[State, Tensor], State], start: State, states: Mapping[str, Sequence[Tensor]], stage: str):
+        self.write, self.start, self.states, self.stage = write, start, states, stage
+        self._known: dict[str, dict[int, State]] = {}
+
+    def of(self, conversation: Conversation, question: Question, instead: Question | None = None) -> State:
+        """At this ``question`` of ``conversation``; with the evidence of ``instead``, another of it, in the place of its own."""
+        own, turns = evidence_turns(conversation, question), turns_written(conversation, question, self.stage)
+        theirs = own if instead is None else evidence_turns(conversation, instead)
+        if isinstance(turns, list):
+            return self._after(self.start, conversation.id, swapped(turns, own, theirs))
+        if conversation.id not in self._known:
+            self._known[conversation.id] = self._along(conversation)
+        known = self._known[conversation.id]
+        if instead is None:
+            return known[turns[-1]]
+        return self._after(known[own[0] - 1], conversation.id, swapped(turns[own[0] :], own, theirs))
+
+    def _along(self, conversation: Conversation) -> dict[int, State]:
+        """The states before and after the evidence of the conversation's questions, and at its end."""
+        evidence = [evidence_turns(conversation, q) for q in conversation.questions if q.evidence]
+        wanted = {turns[0] - 1 for turns in evidence}
+        wanted |= {turns[-1] for turns in evidence} if self.stage == "after" else {len(conversation.turns) - 1}
+        state, found = self.start, {-1: self.start}
+        for turn in range(max(wanted) + 1):
+            state = self._after(state, conversation.id, [turn])
+            if turn in wanted:
+                found[turn] = state
+        return found
+
+    def _after(self, state: State, id: str, turns: Iterable[int]) -> State:
+        for turn in turns:
+            state = self.write(state, self.states[id][turn])
+        return state
+
+
+class Banks(Written):
+    """The bank that a question reads at a stage: a state of ``model``, which is left alone.
+
+    Written in float32, whatever the reader computes in. ValueError for a stage that the method does not have.
     """
 
     def __init__(self, model: MemoryModel, states: Mapping[str, Sequence[Tensor]], stage: str):
         known = (*trained_at(model), "end") if model.state else ()
         if stage not in known:
             raise ValueError(f"{model.method} has no banks at stage {stage!r}: it has {', '.join(known) or 'none, it keeps no memory'}")
-        self.model, self.states, self.stage = model, states, stage
-        self._known: dict[str, dict[int, State]] = {}
+        self.model = model
+        super().__init__(lambda state, H: model.adapter.write(state, self._here(H)), model.adapter.initial_state(), states, stage)
 
     @torch.no_grad()
-    def of(self, conversation: Conversation, number: int, question: Question) -> State:
-        """What this question of ``conversation`` is to read; written in float32, whatever the reader computes in."""
+    def of(self, conversation: Conversation, question: Question, instead: Question | None = None) -> State:
         with self.model.backbone.autocast(False):
-            turns = evidence_turns(conversation, question)
-            if self.stage == "states":
-                H = torch.cat([self._hidden(conversation.id, turn) for turn in turns])  # (T, d)
-                rows = len(self.model.state["P"])
-                return {"P": H[-rows:][torch.arange(rows, device=H.device) % min(rows, len(H))]}  # again and again: (M, d)
-            if (others := AMONG.get(self.stage)) is not None:
-                return self._write(self.model.adapter.initial_state(), conversation.id, among(turns, others))
-            if conversation.id not in self._known:
-                self._known[conversation.id] = self._along(conversation)
-            return self._known[conversation.id][turns[-1] if self.stage == "after" else len(conversation.turns) - 1]
+            if self.stage != "states":
+                return super().of(conversation, question, instead)
+            H = torch.cat([self._here(self.states[conversation.id][turn])
+                           for turn in evidence_turns(conversation, instead or question)])  # (T, d)
+            rows = len(self.model.state["P"])
+            return {"P": H[-rows:][torch.arange(rows, device=H.device) % min(rows, len(H))]}  # again and again: (M, d)
 
-    def _along(self, conversation: Conversation) -> dict[int, State]:
-        """The states after the turns that some question of the conversation is asked at."""
-        wanted = {len(conversation.turns) - 1}
-        if self.stage == "after":
-            wanted = {evidence_turns(conversation, q)[-1] for q in conversation.questions if q.evidence}
-        state, found = self.model.adapter.initial_state(), {}
-        for turn in range(max(wanted) + 1):
-            state = self._write(state, conversation.id, [turn])
-            if turn in wanted:
-                found[turn] = state
-        return found
-
-    def _write(self, state: State, id: str, turns: Sequence[int]) -> State:
-        for turn in turns:
-            state = self.model.adapter.write(state, self._hidden(id, turn))
-        return state
-
-    def _hidden(self, id: str, turn: int) -> Tensor:
-        return self.states[id][turn].to(self.model.backbone.device, torch.float32)
+    def _here(self, H: Tensor) -> Tensor:
+        return H.to(self.model.backbone.device, torch.float32)
 
 
 def evidence_turns(conversation: Conversation, question: Question) -> list[int]:
@@ -164,10 +185,39 @@ def among(turns: Sequence[int], others: int) -> list[int]:
     return sorted([*turns, *before[max(len(before) - others, 0):]])
 
 
-def share(gamma: float, lag: int, turns: int) -> float:
-    """Of all that ``turns`` turns have added to the same rows, what one is that ``lag`` others follow, under a rule of decay
-    ``gamma`` (M.1 to M.5; M.4 short of its norm bound)."""
-    return gamma**lag / sum(gamma**turn for turn in range(turns))
+def turns_written(conversation: Conversation, question: Question, stage: str) -> Sequence[int]:
+    """The places of the turns that are written at a ``stage`` of `AMONG`, or at "end"; ascending."""
+    own = evidence_turns(conversation, question)
+    if (others := AMONG.get(stage)) is not None:
+        return among(own, others)
+    return range(own[-1] + 1 if stage == "after" else len(conversation.turns))
+
+
+def swapped(turns: Iterable[int], own: Sequence[int], theirs: Sequence[int]) -> list[int]:
+    """``turns`` with those of ``theirs`` in the places of ``own``: the last in the last one's, and where they are more, the
+    first of them together in the first one's; where they are fewer, the first places stay empty."""
+    more = len(theirs) - len(own)
+    places = {turn: theirs[i + more : i + more + 1] if i + more >= 0 else () for i, turn in enumerate(own)}
+    places[own[0]] = theirs[: max(more + 1, 0)]
+    return [one for turn in turns for one in places.get(turn, (turn,))]
+
+
+def share(gamma: float, sizes: Sequence[float], which: Iterable[int]) -> float:
+    """Of all that turns have added to the same rows, what those at the places ``which`` are, under a rule of decay ``gamma``.
+
+    ``sizes``: what each turn, the newest last, adds before it fades: rule 1 adds up a turn's tokens (M.1, M.2, M.3, M.5), and
+    its size is their number; M.4's rule takes their mean, and it is 1 (short of the rule's norm bound)."""
+    left = [size * gamma ** (len(sizes) - 1 - place) for place, size in enumerate(sizes)]
+    return sum(left[place] for place in which) / sum(left)
+
+
+def shares(asked: Iterable[Asked], sizes: Mapping[str, Sequence[float]], stage: str, gamma: float) -> list[float]:
+    """What each question's evidence is of all that its ``stage`` writes (`share`); ``sizes`` of the turns by conversation."""
+    found = []
+    for c, _, q in asked:
+        turns, own = turns_written(c, q, stage), set(evidence_turns(c, q))
+        found.append(share(gamma, [sizes[c.id][turn] for turn in turns], [place for place, turn in enumerate(turns) if turn in own]))
+    return found
 
 
 def train(model: MemoryModel, conversations: Iterable[Conversation], stage: str, **settings) -> pandas.DataFrame:
@@ -187,7 +237,7 @@ def train(model: MemoryModel, conversations: Iterable[Conversation], stage: str,
 
     def draw(step: int) -> tuple[list[State], list[str], list[str]]:
         chosen = [asked[i] for i in batches[step]]
-        return [banks.of(*one) for one in chosen], [q.question for *_, q in chosen], [q.answer for *_, q in chosen]
+        return [banks.of(c, q) for c, _, q in chosen], [q.question for *_, q in chosen], [q.answer for *_, q in chosen]
 
     return train_pairs(model, draw, len(batches), s.lr, s.warmup_steps, s.clip, s.autocast, s.progress)
 
@@ -197,9 +247,8 @@ def ask(model: MemoryModel, conversations: Iterable[Conversation], stage: str, *
     """How likely each right answer is under the question's own bank of ``stage`` and under the controls.
 
     A row a question: method, capacity, stage, conversation, number, category, lag, evidence (turns), and in nats per answer
-    token logp_own, logp_neighbour (another question's of the conversation that shares no evidence; NaN where there is none,
-    and at stage "end", whose bank is the conversation's), logp_other (a question's of each other conversation, in the mean)
-    and logp_zero. Which others they are follows from the seed alone, so that every stage has the same. At stage "prompt" the
+    token logp_own, logp_neighbour (the evidence of another question of the conversation, which shares none, in its place;
+    NaN where there is none), logp_other (the bank of a question of each other conversation, in the mean) and logp_zero. Which others they are follows from the seed alone, so that every stage has the same. At stage "prompt" the
     evidence's text stands in a prompt of the bare model ("baseline"), and zero is no text.
     """
     import pandas as pd
@@ -215,11 +264,10 @@ def ask(model: MemoryModel, conversations: Iterable[Conversation], stage: str, *
         score = _under(model, Banks(model, states, stage))
     rows = []
     with tqdm(total=len(asked), desc=f"ask at {stage}", unit="question", disable=not s.progress, mininterval=1.0) as bar:
-        for (c, number, q), others in zip(asked, controls(asked, conversations, s.seed), strict=True):
-            if stage == "end":
-                others = [(name, one) for name, one in others if name != "neighbour"]
+        for own, others in zip(asked, controls(asked, conversations, s.seed), strict=True):
+            c, number, q = own
             with model.backbone.autocast(s.autocast):
-                found = score(q, [(c, number, q), *(one for _, one in others), None])
+                found = score(own, [own, *(one for _, one in others), None])
             logp = pd.Series(found, index=["own", *(name for name, _ in others), "zero"]).groupby(level=0).mean()
             rows.append(of | dict(stage=stage, conversation=c.id, number=number, category=q.category, lag=q.lag,
                                   evidence=len(q.evidence), **{f"logp_{name}": logp.get(name) for name in MEMORIES}))
@@ -231,9 +279,8 @@ def controls(asked: Sequence[Asked], conversations: Sequence[Conversation], seed
     """For each question whose evidence stands in for its own: ("neighbour", another of its conversation without common
     evidence), if there is one, and ("other", one) of each other conversation.
 
-    The nearest in this order, by lot among equals: of the same category, by the same speakers (a neighbour), with as many
-    turns of evidence, and all of it before the question's own (a neighbour, whose bank at "after" then has nothing of it).
-    How much lies in a bank, and whose words, tell what kind of answer is wanted, which is no content.
+    The nearest in this order, by lot among equals: of the same category, by the same speakers (a neighbour) and with as many
+    turns of evidence. How much lies in a bank, and whose words, tell what kind of answer is wanted, which is no content.
     """
     known = {c.id: answerable([c]) for c in conversations if any(q.evidence and q.category != 5 for q in c.questions)}
     found = []
@@ -241,10 +288,10 @@ def controls(asked: Sequence[Asked], conversations: Sequence[Conversation], seed
         rng, own = random.Random(f"{seed} {c.id} {number}"), evidence_turns(c, q)
 
         def alike(candidates: Sequence[Asked]) -> Asked:
-            def distance(one: Asked) -> tuple[bool, bool, int, bool]:
-                turns, same = evidence_turns(one[0], one[2]), one[0].id == c.id
-                return (one[2].category != q.category, same and _speakers(one[0], turns) != _speakers(c, own),
-                        abs(len(turns) - len(own)), same and turns[-1] >= own[0])
+            def distance(one: Asked) -> tuple[bool, bool, int]:
+                turns = evidence_turns(one[0], one[2])
+                return (one[2].category != q.category, one[0].id == c.id and _speakers(one[0], turns) != _speakers(c, own),
+                        abs(len(turns) - len(own)))
             nearest = min(map(distance, candidates))
             return rng.choice([one for one in candidates if distance(one) == nearest])
 
@@ -262,18 +309,26 @@ def _under(model: MemoryModel, banks: Banks) -> Score:
     """Under the banks of ``whose`` evidence; zeros for none."""
     zero = model.resolve("zero")
 
-    def score(q: Question, whose: Sequence[Asked | None]) -> list[float]:
-        found = model.score_pairs([zero if one is None else banks.of(*one) for one in whose],
-                                  [q.question] * len(whose), [q.answer] * len(whose))
+    def score(own: Asked, whose: Sequence[Asked | None]) -> list[float]:
+        found = model.score_pairs([zero if one is None else bank_of(banks, own, one) for one in whose],
+                                  [own[2].question] * len(whose), [own[2].answer] * len(whose))
         return (found.log_prob / found.tokens).tolist()
     return score
+
+
+def bank_of(banks: Written, own: Asked, whose: Asked) -> State:
+    """What ``own`` reads when the evidence is ``whose``: its bank, that with another's evidence, or another conversation's."""
+    if whose[0].id != own[0].id:
+        return banks.of(whose[0], whose[2])
+    return banks.of(own[0], own[2], None if whose[2] is own[2] else whose[2])
 
 
 def _prompts(backbone: Backbone, conversations: Sequence[Conversation]) -> Score:
     """Of the bare model, with the evidence's text in its prompt."""
     bare, index = MemoryModel(backbone, "baseline"), {c.id: TurnIndex(backbone, c) for c in conversations}
 
-    def score(q: Question, whose: Sequence[Asked | None]) -> list[float]:
+    def score(own: Asked, whose: Sequence[Asked | None]) -> list[float]:
+        q = own[2]
         texts = ["" if one is None else gold_turns(index[one[0].id], replace(q, evidence=one[2].evidence)) for one in whose]
         found = bare.score([q.question] * len(whose), [q.answer] * len(whose), "off", contexts=texts)
         return (found.log_prob / found.tokens).tolist()
@@ -282,9 +337,11 @@ def _prompts(backbone: Backbone, conversations: Sequence[Conversation]) -> Score
 
 def told(table: pandas.DataFrame, score: str = "logp", unit: str = "nats per token") -> pandas.DataFrame:
     """What the right evidence is worth, conversations weighing the same: rows of `comparisons.matched` with stage and against
-    (of `AGAINST`) beside them, p_holm over those of one control. ``table``: rows of `ask`, with seed. A control that no
-    question has, or two conversations are too few for, has no row. ``score``: of what, own minus the control's: the columns
-    ``score``_own, ``score``_neighbour and ``score``_other, in ``unit``."""
+    (of `AGAINST`) beside them, p_holm over those of one control; ahead, the share of questions that the right evidence serves
+    better (equally: a half), and standardised, the mean difference by its standard deviation over questions: adapters that give
+    their answers more extreme probabilities show larger effects, but not larger ones of these. ``table``: rows of `ask`, with
+    seed. A control that no question has, or two conversations are too few for, has no row. ``score``: of what, own minus the
+    control's: the columns ``score``_own, ``score``_neighbour and ``score``_other, in ``unit``."""
     import pandas as pd
 
     found = []
@@ -292,9 +349,13 @@ def told(table: pandas.DataFrame, score: str = "logp", unit: str = "nats per tok
         asked = table[table[f"{score}_{name}"].notna()]
         asked = asked.assign(method=asked["method"] + " " + asked["stage"], logp_own=asked[f"{score}_own"],
                              logp_other=asked[f"{score}_{name}"])
-        found.append(_split(matched(asked), "method", "stage").assign(against=name, unit=unit))
+        d = (asked["logp_own"] - asked["logp_other"]).groupby([asked["method"], asked["capacity"]])
+        size = pd.DataFrame({"ahead": d.apply(lambda d: ((d > 0) + (d == 0) / 2).mean()), "standardised": d.mean() / d.std()})
+        rows = matched(asked).join(size, on=["method", "capacity"])
+        found.append(_split(rows, "method", "stage").assign(against=name, unit=unit))
     found = [rows for rows in found if len(rows)] or found[:1]  # an empty one has no numbers, and would make the others objects
-    return pd.concat(found, ignore_index=True)[["method", "capacity", "stage", "against", *MATCHED[2:]]]
+    columns = ["method", "capacity", "stage", "against", *MATCHED[2:], "ahead", "standardised"]
+    return pd.concat(found, ignore_index=True)[columns]
 
 
 def lost(table: pandas.DataFrame) -> pandas.DataFrame:

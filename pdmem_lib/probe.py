@@ -10,7 +10,7 @@ in other conversations. What is found lies there for a linear map to read; what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .locomo import Conversation, Question, require_own_ids
-from .oracle import AGAINST, AMONG, STAGES, among, answerable, controls, evidence_turns
+from .methods import State
+from .oracle import AGAINST, STAGES, Written, answerable, bank_of, controls, evidence_turns
 from .states import encode_all
 
 if TYPE_CHECKING:
@@ -77,8 +78,9 @@ def words_found(probe: Probe, backbone: Backbone, conversations: Iterable[Conver
     """The share of an answer's words that the probe finds at ``stage``: a row a question whose evidence has a rare one of them.
 
     method ("linear probe"), capacity (1), stage, gamma, conversation, number, category, lag, evidence (turns), words (how many are
-    looked for), found_own, found_neighbour and found_other: the same words, elsewhere, as `oracle.ask` has them. At stage "states"
-    each token's state is a row of its own; later there is one row. ValueError for the stage "prompt".
+    looked for), of_answer (how many rarer words the answer has, said by the evidence or not), found_own, found_neighbour and
+    found_other: the same words, elsewhere, as `oracle.ask` has them. At stage "states" each token's state is a row of its own;
+    later there is one row. ValueError for the stage "prompt".
     """
     import pandas as pd
 
@@ -87,44 +89,36 @@ def words_found(probe: Probe, backbone: Backbone, conversations: Iterable[Conver
     conversations = require_own_ids(conversations)
     kept = Kept(encode_all(backbone, conversations, progress, autocast), stage, gamma)
     asked, rows = answerable(conversations, most), []
-    for (c, number, q), others in zip(asked, controls(asked, conversations, seed), strict=True):
-        told = {token for id in q.evidence for token in backbone.token_ids(str(c.turn(id)))}
-        places = probe.content(told.intersection(backbone.token_ids(f" {q.answer}")))
+    for own, others in zip(asked, controls(asked, conversations, seed), strict=True):
+        c, number, q = own
+        told, answer = {token for id in q.evidence for token in backbone.token_ids(str(c.turn(id)))}, backbone.token_ids(f" {q.answer}")
+        places = probe.content(told.intersection(answer))
         if not places:
             continue
-        whose = [("own", (c, number, q)), *(one for one in others if stage != "end" or one[0] != "neighbour")]
-        found = pd.DataFrame([(name, probe.found(kept.of(of, question), places)) for name, (of, _, question) in whose])
+        found = pd.DataFrame([(name, probe.found(bank_of(kept, own, one)["mean"], places)) for name, one in [("own", own), *others]])
         mean = found.groupby(0)[1].mean()
         rows.append(dict(method="linear probe", capacity=1, stage=stage, gamma=gamma, conversation=c.id, number=number,
                          category=q.category, lag=q.lag, evidence=len(q.evidence), words=len(places),
-                         **{f"found_{name}": mean.get(name) for name in ("own", *AGAINST)}))
+                         of_answer=len(probe.content(answer)), **{f"found_{name}": mean.get(name) for name in ("own", *AGAINST)}))
     return pd.DataFrame(rows)
 
 
-class Kept:
-    """What a rule of decay ``gamma`` keeps for a question at ``stage``, as a mean of states; ``states`` as `encode_all` has them."""
+class Kept(Written):
+    """What a rule of decay ``gamma`` keeps for a question at ``stage``: {"mean": rows to look into, "tokens"}.
 
-    def __init__(self, states: dict[str, Sequence[Tensor]], stage: str, gamma: float):
-        self.states, self.stage, self.gamma = states, stage, gamma
-        self._along: dict[str, Tensor] = {}
+    The rows: one, the mean of the states added up, but at "states" one a token, (rows, d). ``states`` as `encode_all` has them.
+    """
 
-    def of(self, conversation: Conversation, question: Question) -> Tensor:
-        """The rows to look into: one, but at "states" one a token, (rows, d)."""
-        states, turns = self.states[conversation.id], evidence_turns(conversation, question)
-        if self.stage == "states":
-            return torch.cat([states[turn].cpu() for turn in turns])
-        if (others := AMONG.get(self.stage)) is not None:
-            return self._mean(states, among(turns, others))[-1:]
-        if conversation.id not in self._along:
-            self._along[conversation.id] = self._mean(states, range(len(states)))
-        last = turns[-1] if self.stage == "after" else len(states) - 1
-        return self._along[conversation.id][last : last + 1]
+    def __init__(self, states: Mapping[str, Sequence[Tensor]], stage: str, gamma: float):
+        def write(kept: State, H: Tensor) -> State:
+            H, faded = H.cpu(), gamma * kept["tokens"]
+            tokens = faded + len(H)
+            return {"mean": (faded * kept["mean"] + H.sum(dim=0)) / tokens, "tokens": tokens}  # (1, d), (1, 1)
 
-    def _mean(self, states: Sequence[Tensor], turns: Sequence[int]) -> Tensor:
-        """After each of the turns, (turns, d)."""
-        total, weight, means = torch.zeros(()), 0.0, []
-        for turn in turns:
-            H = states[turn].cpu()
-            total, weight = self.gamma * total + H.sum(dim=0), self.gamma * weight + len(H)
-            means.append(total / weight)
-        return torch.stack(means)
+        super().__init__(write, {"mean": torch.zeros(1, 1), "tokens": torch.zeros(1, 1)}, states, stage)
+
+    def of(self, conversation: Conversation, question: Question, instead: Question | None = None) -> State:
+        if self.stage != "states":
+            return super().of(conversation, question, instead)
+        states, turns = self.states[conversation.id], evidence_turns(conversation, instead or question)
+        return {"mean": torch.cat([states[turn].cpu() for turn in turns])}

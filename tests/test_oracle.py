@@ -24,7 +24,7 @@ def talks():
 
 @pytest.fixture(scope="module")
 def states(backbone, talks):
-    return encode_all(backbone, talks, progress=False)
+    return encode_all(backbone, talks, progress=False, autocast=False)
 
 
 @pytest.fixture
@@ -52,9 +52,34 @@ def test_each_stage_writes_what_it_says(backbone, talks, states, method):
     for stage, those in written.items():
         model.reset()
         expected = model.write_hidden([states[talk.id][turn] for turn in those])
-        found = oracle.Banks(model, states, stage).of(*one)
+        found = oracle.Banks(model, states, stage).of(talk, one[2])
         assert {name: torch.equal(found[name], expected[name]) for name in expected} == dict.fromkeys(expected, True), stage
     assert torch.equal(*(bank[next(iter(expected))] for bank in (found, final_bank(model, talk, states[talk.id]))))
+
+
+@pytest.mark.parametrize("stage", ["states", "alone", "after-4", "after", "end"])
+def test_the_neighbours_evidence_stands_in_the_place_of_the_questions_own(backbone, talks, states, stage):
+    """Written out: the same turns in the same order, one exchanged; so both banks are as old and as full."""
+    model, talk = MemoryModel(backbone, "kv_extension"), talks[0]
+    asked = [q for *_, q in oracle.answerable([talk]) if len(q.evidence) == 1]
+    q = max(asked, key=lambda q: oracle.evidence_turns(talk, q)[0])
+    instead = next(p for p in asked if p.evidence != q.evidence)
+    (own,), (theirs,) = oracle.evidence_turns(talk, q), oracle.evidence_turns(talk, instead)
+    found = oracle.Banks(model, states, stage).of(talk, q, instead)["P"]
+    if stage == "states":
+        assert torch.equal(found, oracle.Banks(model, states, stage).of(talk, instead)["P"])
+        return
+    turns = {"alone": [own], "after-4": range(own - 4, own + 1), "after": range(own + 1), "end": range(len(talk.turns))}[stage]
+    expected = model.write_hidden([states[talk.id][theirs if turn == own else turn] for turn in turns])
+    assert torch.equal(found, expected["P"]) and not torch.equal(found, oracle.Banks(model, states, stage).of(talk, q)["P"])
+
+
+def test_evidence_is_exchanged_from_the_last_turn_on():
+    """So that what is asked at once was written last, in both banks."""
+    for own, theirs, expected in (([3], [7], [1, 2, 7, 4]), ([1, 3], [7, 8], [7, 2, 8, 4]), ([1, 3], [8], [2, 8, 4]),
+                                  ([1, 3], [5, 6, 7, 8], [5, 6, 7, 2, 8, 4]), ([3], [5, 6], [1, 2, 5, 6, 4]), ([1, 2, 4], [9], [3, 9])):
+        assert oracle.swapped([1, 2, 3, 4], own, theirs) == expected
+        assert oracle.swapped([1, 2, 3, 4], own, own) == [1, 2, 3, 4]
 
 
 def test_at_states_the_entries_are_the_token_states(backbone, talks, states):
@@ -64,7 +89,7 @@ def test_at_states_the_entries_are_the_token_states(backbone, talks, states):
     H = torch.cat([states[talk.id][turn] for turn in oracle.evidence_turns(talk, one[2])])  # (T, d)
     for entries in (3 * len(H) - 1, len(H) - 2):
         model = MemoryModel(backbone, "kv_extension", num_entries=entries, top_k=2)
-        found = oracle.Banks(model, states, "states").of(*one)["P"]
+        found = oracle.Banks(model, states, "states").of(talk, one[2])["P"]
         assert torch.equal(found, torch.cat([H, H, H])[:entries] if entries > len(H) else H[-entries:])
         assert model.checked({"P": found})  # it is a state of this model
 
@@ -116,9 +141,6 @@ def test_controls_are_as_alike_as_there_are_and_share_no_evidence(talks):
             if name == "neighbour" and any(speakers(p) == speakers(q) for p in alike):
                 assert speakers(theirs) == speakers(q)
                 alike = [p for p in alike if speakers(p) == speakers(q)]
-                earlier = [p for p in alike if len(p.evidence) == len(q.evidence)
-                           and max(c.turn(id).index for id in p.evidence) < min(c.turn(id).index for id in q.evidence)]
-                assert not earlier or theirs in earlier
             if alike:
                 assert abs(len(theirs.evidence) - len(q.evidence)) == min(abs(len(p.evidence) - len(q.evidence)) for p in alike)
 
@@ -134,13 +156,12 @@ def test_answers_are_scored_under_the_banks_that_are_named(backbone, model, talk
             found = model.score([q.question], [q.answer], memory)
             return (found.log_prob / found.tokens).item()
         assert row.conversation == c.id and row.number == number and c.questions[number] == q and row.lag == q.lag
-        assert row.logp_own == pytest.approx(logp(banks.of(c, number, q)), abs=1e-4)
+        assert row.logp_own == pytest.approx(logp(banks.of(c, q)), abs=1e-4)
         assert row.logp_zero == pytest.approx(logp("zero"), abs=1e-4)
-        of = {name: [logp(banks.of(*one)) for kind, one in others if kind == name] for name in ("neighbour", "other")}
-        assert row.logp_neighbour == pytest.approx(of["neighbour"][0], abs=1e-4)
-        assert row.logp_other == pytest.approx(sum(of["other"]) / 2, abs=1e-4)
+        others = [(name, one, question) for name, (one, _, question) in others]
+        assert row.logp_neighbour == pytest.approx(logp(banks.of(c, q, others[0][2])), abs=1e-4)
+        assert row.logp_other == pytest.approx(sum(logp(banks.of(*one)) for _, *one in others[1:]) / 2, abs=1e-4)
     end = oracle.ask(model, talks, "end", max_asked=4, progress=False, autocast=False, seed=43)
-    assert end["logp_neighbour"].isna().all() and end["logp_other"].notna().all()  # one bank a conversation
     assert end["number"].tolist() == table["number"].tolist()  # the sample does not depend on the run's seed
 
 
@@ -151,7 +172,7 @@ def test_banks_are_written_in_float32_whatever_the_reader_computes_in(backbone, 
         seen = []
         write = model.adapter.write
         model.adapter.write = lambda state, H: seen.append((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled())) or write(state, H)
-        oracle.Banks(model, states, "alone").of(*one)
+        oracle.Banks(model, states, "alone").of(one[0], one[2])
     assert set(seen) == {(False, False)}
 
 
@@ -195,10 +216,13 @@ ALONE, END = [0.3, 0.1, 0.5, 0.3, 0.4, 0.2, 0.4, 0.2], [0.01, -0.01] * 4
 
 def test_what_is_told_is_the_gain_over_each_control():
     found = oracle.told(pd.concat([rows("alone", ALONE), rows("end", END)])).set_index(["against", "stage"])
-    assert len(found) == 3 and set(found["method"]) == {"slot"}  # no neighbour at the end
+    assert len(found) == 3 and set(found["method"]) == {"slot"}  # no question has a neighbour at the end
     assert found.loc[("other", "alone"), "effect"] == pytest.approx((0.4 + 0.2) / 2)
     assert found.loc[("neighbour", "alone"), "effect"] == pytest.approx(0.15)
     assert found.loc[("other", "end"), "effect"] == pytest.approx(0, abs=1e-12)
+    of_end, of_alone = found.loc[("other", "end")], found.loc[("other", "alone")]
+    assert of_end["ahead"] == 0.5 and of_alone["ahead"] == 1 and abs(of_end["standardised"]) < 1e-9
+    assert of_alone["standardised"] == pytest.approx(pd.Series(ALONE).mean() / pd.Series(ALONE).std())
     assert found.loc[("other", "alone"), "low"] > 0 and (found["p_holm"].dropna() >= found["p"].dropna()).all()
 
 
@@ -242,6 +266,9 @@ def test_the_crowding_figure_has_a_line_a_method_and_the_share_of_the_evidence()
     found = pd.concat([rows("after", half), rows("alone", ALONE), rows("after-1", half), rows("alone", ALONE, "hebbian"),
                        rows("after-4", half, "hebbian")])
     table = oracle.told(found).query("against == 'other'")
+    assert not [trace for trace in figures.crowding(table, "made up").data if trace.line.dash == "dash"]  # nothing says a share
+    table = table.assign(share=[dict(alone=1, **{"after-4": 0.25})[row.stage] if row.method == "hebbian" else math.nan
+                                for row in table.itertuples()])
     figure = figures.crowding(table, "made up", gamma=0.5)
     assert list(figure.layout.xaxis.ticktext) == ["0", "1", "4", "all"]
     solid = {trace.name: trace for trace in figure.data if trace.mode == "lines+markers"}
@@ -249,7 +276,7 @@ def test_the_crowding_figure_has_a_line_a_method_and_the_share_of_the_evidence()
         "M.6 Slots, 1×": [0, 1, 3], "M.4 Hebbian, 1×": [0, 2]}
     assert list(solid["M.6 Slots, 1×"].y) == pytest.approx([0.3, 0.15, 0.15])
     dashed, = (trace for trace in figure.data if trace.line.dash == "dash" and trace.x[0] is not None)  # slots share no rows
-    assert list(dashed.y) == pytest.approx([0.3, 0.3 / (1 + 0.5 + 0.25 + 0.125 + 0.0625)])
+    assert list(dashed.y) == pytest.approx([0.3, 0.075])
     with pytest.raises(ValueError, match="one row a method, capacity and stage"):
         figures.crowding(pd.concat([table, table]), "made up")
     with pytest.raises(ValueError, match="unknown end"):
@@ -258,14 +285,35 @@ def test_the_crowding_figure_has_a_line_a_method_and_the_share_of_the_evidence()
 
 def test_the_share_of_a_turn_is_that_of_the_writes(backbone, states, talks):
     """Of the weights by which a rule adds all turns up: 1 in all, and the newest of very many 1 - gamma."""
-    assert sum(oracle.share(0.9, lag, 30) for lag in range(30)) == pytest.approx(1)
-    assert oracle.share(0.95, 0, 1) == 1 and oracle.share(0.95, 0, 1000) == pytest.approx(0.05) and oracle.share(0, 1, 9) == 0
-    assert oracle.share(1, 7, 20) == pytest.approx(1 / 20)
+    ones = [1] * 30
+    assert oracle.share(0.9, ones, range(30)) == pytest.approx(1) and oracle.share(0.95, [7], [0]) == 1
+    assert oracle.share(0.95, [1] * 1000, [999]) == pytest.approx(0.05) and oracle.share(0, ones, [28]) == 0
+    assert oracle.share(1, ones, [3, 7]) == pytest.approx(2 / 30)
+    assert oracle.share(0.5, [4, 6], [0]) == pytest.approx(4 * 0.5 / (4 * 0.5 + 6))
     model, H = MemoryModel(backbone, "hebbian", gamma=0.8), states[talks[0].id][0]
     model.state["M"].zero_()
     once = model.write_hidden([H])["M"].clone()
     five = model.write_hidden([H] * 4)["M"]  # the same turn five times: the newest is its share of the sum
-    torch.testing.assert_close(once, oracle.share(0.8, 0, 5) * five)
+    torch.testing.assert_close(once, oracle.share(0.8, [1] * 5, [4]) * five)
+    bank = MemoryModel(backbone, "kv_extension", gamma=0.8)  # rule 1 adds a turn's tokens up, evenly where it attends to all alike
+    bank.adapter.write_Q.zero_()
+    bank.state["P"].zero_()
+    first, second = states[talks[0].id][0], states[talks[0].id][1]
+    P = bank.write_hidden([first, second])["P"][0]
+    means = torch.stack([H.mean(dim=0) @ bank.adapter.write_V for H in (first, second)])  # (2, d)
+    found = torch.linalg.lstsq(means.T, P[:, None]).solution[:, 0]
+    torch.testing.assert_close(found / found.sum(), torch.tensor([oracle.share(0.8, [len(first), len(second)], [i]) for i in (0, 1)]),
+                               rtol=1e-3, atol=1e-4)
+
+
+def test_the_shares_are_of_the_turns_that_a_stage_writes(talks):
+    one = of_several_turns(talks[0])
+    own, sizes = oracle.evidence_turns(talks[0], one[2]), {talks[0].id: [1 + i % 3 for i in range(len(talks[0].turns))]}
+    size = sizes[talks[0].id]
+    assert oracle.shares([one], sizes, "alone", 0.5) == pytest.approx([1.0])
+    assert oracle.shares([one], sizes, "end", 1) == pytest.approx([sum(size[turn] for turn in own) / sum(size)])
+    upto = size[: own[-1] + 1]
+    assert oracle.shares([one], sizes, "after", 1) == pytest.approx([sum(size[turn] for turn in own) / sum(upto)])
 
 
 def test_a_question_that_stands_twice_is_asked_twice(backbone, talks):
