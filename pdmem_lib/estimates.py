@@ -137,12 +137,14 @@ def null_retained(lags: ArrayLike, f1_own: ArrayLike, f1_zero: ArrayLike, resamp
 
     Each simulation exchanges own and zero at random question by question, which keeps the questions, the lags and the
     size of every difference and takes all memory away; then clips, averages by bucket and smooths as the metric does.
+    ``f1_own`` and ``f1_zero``: (Q,), or (S, Q) of several seeds, whose scores are averaged: a question is exchanged in all
+    of them at once, since other trainings differ on the same questions.
     """
-    own, zero = np.asarray(f1_own, dtype=float), np.asarray(f1_zero, dtype=float)
-    metrics.retained(own, zero)  # refuses what is not a fraction
-    flip = np.random.default_rng(seed).random((resamples, len(own))) < 0.5
-    curves = _clipped_curves(np.where(flip, zero - own, own - zero), lags)  # (R, buckets)
-    return np.nanmean(curves, axis=1)
+    own, zero = (np.atleast_2d(np.asarray(f1, dtype=float)) for f1 in (f1_own, f1_zero))  # (S, Q)
+    metrics.retained(own.ravel(), zero.ravel())  # refuses what is not a fraction
+    flip = np.random.default_rng(seed).random((resamples, own.shape[1])) < 0.5
+    curves = [_clipped_curves(np.where(flip, -d, d), lags) for d in own - zero]  # (R, buckets) each
+    return np.mean([np.nanmean(curve, axis=1) for curve in curves], axis=0)
 
 
 def bucket_intervals(lags: ArrayLike, scores: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> pandas.DataFrame:
@@ -317,24 +319,25 @@ def noise_floor(table: pandas.DataFrame, resamples: int = 1000) -> pandas.DataFr
     noise_high (95 % of simulations stay below), all in %, delta_f1 (points, unclipped), and retained_without_5 with its own
     noise_high_without_5: the mean over questions that have an answer in the conversation.
 
-    Means over the seeds, of the scores as of the simulations. ``table`` as in `estimates`, with lag and category.
+    Means over the seeds, of the scores as of the simulations, each of which exchanges a question in all seeds at once
+    (`null_retained`). ``table`` as in `estimates`, with lag and category.
     """
     import pandas as pd
 
     rows = []
     for (method, capacity), group in _by_method(table):
-        runs = [run for _, run in group.groupby("seed")]
-        scores = [metrics.printed_mean(metrics.forgetting_curve(run["lag"], metrics.retained(run["f1_own"], run["f1_zero"])))
-                  for run in runs]
-        null = np.mean([null_retained(run["lag"], run["f1_own"], run["f1_zero"], resamples, seed)
-                        for seed, run in enumerate(runs)], axis=0)
-        answered = [(run["f1_own"] - run["f1_zero"])[run["category"] != 5].to_numpy() for run in runs]
-        signs = [np.random.default_rng([seed, 5]).choice([-1, 1], (resamples, len(d))) for seed, d in enumerate(answered)]
-        null_answered = np.mean([(sign * d).clip(0).mean(axis=1) for sign, d in zip(signs, answered, strict=True)], axis=0)
-        rows.append(dict(method=method, capacity=capacity, seeds=len(runs), n=len(runs[0]), retained_mean=np.mean(scores),
+        own, zero = (differences(group.assign(none=0.0), score, "none")[0] for score in ("f1_own", "f1_zero"))  # (S, Q)
+        asked = group.sort_values(["conversation", "number"]).drop_duplicates(["conversation", "number"])  # in their order
+        scores = [metrics.printed_mean(metrics.forgetting_curve(asked["lag"], metrics.retained(*pair)))
+                  for pair in zip(own, zero, strict=True)]
+        null = null_retained(asked["lag"], own, zero, resamples)
+        answered = (own - zero)[:, asked["category"] != 5]
+        signs = np.random.default_rng([0, 5]).choice([-1, 1], (resamples, answered.shape[1]))
+        null_answered = np.mean([(signs * d).clip(0).mean(axis=1) for d in answered], axis=0)
+        rows.append(dict(method=method, capacity=capacity, seeds=len(own), n=len(asked), retained_mean=np.mean(scores),
                          noise_mean=null.mean(), noise_high=np.quantile(null, 1 - ALPHA),
                          delta_f1=100 * (group["f1_own"] - group["f1_zero"]).mean(),
-                         retained_without_5=100 * np.mean([d.clip(0).mean() for d in answered]),
+                         retained_without_5=100 * answered.clip(0).mean(),
                          noise_high_without_5=100 * np.quantile(null_answered, 1 - ALPHA)))
     return pd.DataFrame(rows, columns=["method", "capacity", "seeds", "n", "retained_mean", "noise_mean", "noise_high",
                                        "delta_f1", "retained_without_5", "noise_high_without_5"])

@@ -145,6 +145,21 @@ def test_simulated_scores_are_the_metrics_own():
     np.testing.assert_allclose(np.sort(null), by_hand)
 
 
+def test_seeds_that_score_alike_are_no_further_evidence():
+    """The same differences with three seeds: the floor of one. With independent exchanges it would shrink."""
+    rng = np.random.default_rng(7)
+    own, zero, lags = rng.random(60), rng.random(60), rng.integers(0, 300, 60)
+    one = estimates.null_retained(lags, own, zero)
+    np.testing.assert_allclose(estimates.null_retained(lags, [own] * 3, [zero] * 3), one)
+    apart = estimates.null_retained(lags, [own, zero], [zero, own])  # what one wins, the other loses
+    assert apart.std() < 0.5 * one.std()
+    table = pd.DataFrame([dict(method="slot", capacity=1, seed=seed, conversation="c", number=i, lag=lags[i], category=1,
+                               f1_own=own[i], f1_zero=zero[i]) for seed in (42, 43, 44) for i in rng.permutation(60)])
+    floors = [estimates.noise_floor(of).iloc[0] for of in (table[table["seed"] == 42], table)]
+    for column in ("retained_mean", "noise_mean", "noise_high", "noise_high_without_5", "retained_without_5"):
+        assert floors[0][column] == pytest.approx(floors[1][column]), column
+
+
 # ---- from the table of all runs ----
 
 @pytest.fixture(scope="module")
