@@ -239,6 +239,19 @@ def test_committed_results_of_others_do_not_stand_for_runs(workplace, monkeypatc
     assert plan.returncode == 0 and "rule report" in plan.stderr
 
 
+def test_fewer_runs_do_not_take_the_place_of_a_committed_report_unasked(workplace):
+    """Said before any run is made; a report that holds them all, KEEP and another folder are free to go on."""
+    records = workplace / "figures" / "smoke-tiny-gpt2-synthetic" / "records"
+    records.mkdir(parents=True)
+    for run in ("slot-1x-seed42", "gated-1x-seed42"):
+        (records / f"{run}.json").write_text("{}")
+    refused = snakemake("--dry-run", methods="slot", seeds="42,43")
+    assert refused.returncode != 0 and "also tells of gated-1x-seed42: with KEEP=1" in refused.stdout + refused.stderr
+    slot, gated = ("slot", 1, 42), ("gated", 1, 42)
+    assert planned(methods="slot,gated") == {slot, gated}
+    assert planned(methods="slot", keep=1) == planned(methods="slot", keep=0) == planned(methods="slot", figures="mine") == {slot}
+
+
 def test_a_backbones_folder_that_changed_makes_its_runs_start_again(workplace):
     backbone = workplace / "bb"
     backbone.mkdir()
