@@ -328,6 +328,41 @@ def test_killed_without_warning_it_goes_on_where_it_stopped(workplace, monkeypat
     assert {name: after[name] for name in before} == before
 
 
+def test_a_run_goes_on_from_a_checkpoint_of_the_same_code_alone(workplace):
+    """What a killed run left makes no work for anybody when the code has changed since."""
+    folder = workplace / "data/runs/smoke-tiny-gpt2-synthetic/slot-1x-seed42"
+    folder.mkdir(parents=True)
+    checkpoint = folder / "checkpoint.safetensors"
+    before = command_of_run()
+    assert run_by(before, "echo trained >> %s; exit 1" % checkpoint) == (1, False)
+    assert run_by(before, "echo trained >> %s; exit 1" % checkpoint) == (1, False)
+    assert checkpoint.read_text().split() == ["trained"] * 2
+    template = nbformat.read("run.ipynb", as_version=4)
+    template.cells[1].source += "\nchanged = True"
+    nbformat.write(template, "run.ipynb")
+    assert run_by(command_of_run(), "echo trained >> %s" % checkpoint) == (0, True)
+    assert checkpoint.read_text().split() == ["trained"] and not list(folder.glob("begun-*"))
+
+
+def command_of_run():
+    """The shell command by which the Snakefile makes the run of slots."""
+    plan = snakemake("--dry-run", "--printshellcmds", methods="slot")
+    assert plan.returncode == 0, plan.stderr
+    command = r"^ *export OMP_NUM_THREADS=\d+ MKL_NUM_THREADS=\d+\n *folder=.*?exit 1; fi$"
+    return re.search(command, plan.stdout + plan.stderr, re.MULTILINE | re.DOTALL)[0]
+
+
+def run_by(command, stand_in):
+    """(exit code, whether a checkpoint was said to be of other code) of that command, with a line of shell as its Python."""
+    python = Path("bin/python")
+    python.parent.mkdir(exist_ok=True)
+    python.write_text(f"#!/bin/sh\n{stand_in}\n")
+    python.chmod(0o755)
+    environment = os.environ | {"PATH": f"{python.parent.resolve()}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, env=environment, timeout=60)
+    return done.returncode, "slot-1x-seed42: its checkpoint is of other code" in done.stdout
+
+
 def test_names_from_outside_never_reach_a_path(workplace):
     folder = workplace / "models" / "my model; rm -rf"
     folder.mkdir(parents=True)  # enough for a plan

@@ -189,7 +189,8 @@ def test_the_librarys_digest_leaves_out_what_no_number_rests_on():
 
 
 def test_comments_and_docstrings_are_no_code(tmp_path):
-    files = {"one": "def f():\n    \"\"\"Gives 1.\"\"\"\n    return 1\n", "same": "def f():  # one\n    return  1", "other": "def f():\n    return 2"}
+    files = {"one": "def f():\n    \"\"\"Gives 1.\"\"\"\n    return 1\n", "same": "def f():  # one\n    return  1",
+             "other": "def f():\n    return 2"}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     one, same, other = (sources.code_of(tmp_path / name) for name in files)
