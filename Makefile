@@ -11,8 +11,11 @@ METHODS ?=
 CAPACITIES ?=
 SEEDS ?=
 CORES ?=
-# 1: the report adds what is made now to the runs whose tables lie in figures/ already, made elsewhere or before.
+# Runs whose tables lie in the figures' folder already, made elsewhere or before: 1 reports on them too, 0 gives them up. Empty: a
+# report that would leave them out is refused.
 KEEP ?=
+# Where the report's folder is made; empty: figures.
+FIGURES ?=
 # What `make rates` tries, comma lists; empty: the notebook's own.
 RATES ?=
 EPOCHS ?=
@@ -49,7 +52,7 @@ CHAPTERS := $(filter-out notebooks/9%,$(wildcard notebooks/[0-9]*.ipynb)) $(wild
 
 help: ## list the targets
 	@sed -n 's/^\([a-z.-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-16s %s\n", $$1, $$2 }'
-	@echo "  Variables: PRESET=smoke|quick|full|tuned BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 KEEP=1 RATES=0.01,0.1 EPOCHS=2,5 SETTINGS= STAGES= OVERRIDES= SHARE=4 PROFILE=slurm|kubernetes NO_VENV=1"
+	@echo "  Variables: PRESET=smoke|quick|full|tuned BACKBONE= DATA= METHODS=slot,gated CAPACITIES=1,10 SEEDS=42,43 CORES=2 KEEP=1 FIGURES=folder RATES=0.01,0.1 EPOCHS=2,5 SETTINGS= STAGES= OVERRIDES= SHARE=4 PROFILE=slurm|kubernetes NO_VENV=1"
 
 setup: $(READY) ## make the environment (the others do it by themselves)
 
@@ -83,7 +86,7 @@ $(CLUSTER): $(READY)
 endif
 
 reproduce: $(READY) $(CLUSTER) ## run the study: PRESET=smoke (90 s), quick (10 min, the default), full (the published protocol) or tuned (rate and epochs chosen)
-	@$(RUN) notebooks/reproduce.py --preset "$(PRESET)" --backbone "$(BACKBONE)" --data "$(DATA)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(KEEP),--keep "$(KEEP)") $(if $(SHARE),--share "$(SHARE)") $(if $(CORES),--cores "$(CORES)") $(if $(PROFILE),--profile "$(PROFILE)")
+	@$(RUN) notebooks/reproduce.py --preset "$(PRESET)" --backbone "$(BACKBONE)" --data "$(DATA)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(KEEP),--keep "$(KEEP)") $(if $(FIGURES),--figures "$(FIGURES)") $(if $(SHARE),--share "$(SHARE)") $(if $(CORES),--cores "$(CORES)") $(if $(PROFILE),--profile "$(PROFILE)")
 
 foretell: $(READY) ## how long a preset's runs will take on this machine, without making them: PRESET=full, and the same choices
 	@$(RUN) -m pdmem_lib foretell --preset "$(PRESET)" --backbone "$(or $(BACKBONE),auto)" --data "$(or $(DATA),auto)" --methods "$(METHODS)" --capacities "$(CAPACITIES)" --seeds "$(SEEDS)" $(if $(CORES),--cores "$(CORES)")

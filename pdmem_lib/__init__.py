@@ -20,7 +20,8 @@ Where things are: `pdmem_lib.backbone` (frozen models), `pdmem_lib.seam` (where 
 (a task whose answer is known), `pdmem_lib.oracle` and `pdmem_lib.probe` (where content is lost), `pdmem_lib.experiment` (one run of the
 study), `pdmem_lib.published` (others' numbers), `pdmem_lib.collected` (runs of one grid), `pdmem_lib.figures`;
 `pdmem_lib.causal` (what an answer rests on), `pdmem_lib.recording` (a conversation kept turn by turn),
-`pdmem_lib.lesson` (an adapter in a minute), and the Memory Studio, `studio`, made of `pdmem_lib.studio_model`,
+`pdmem_lib.lesson` (an adapter in a minute), `pdmem_lib.sources` (the library's code as a digest),
+`pdmem_lib.parameters` (of notebooks and commands), and the Memory Studio, `studio`, made of `pdmem_lib.studio_model`,
 `studio_controls`, `studio_drawing` and `studio_view`.
 """
 

@@ -5,12 +5,13 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from . import chat, collected, experiment
 from .backbone import load_backbone
+from .parameters import listed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,10 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _listed(option: str, text: str, read: Callable) -> list:
-    """What the items of a comma list are, as ``read`` reads them; a ValueError that names the option."""
+def _listed(option: str, text: str, read: Callable, default: Sequence | None = None) -> list:
+    """`parameters.listed` of an option, which its ValueError names."""
     try:
-        return [read(item.strip()) for item in text.split(",") if item.strip()]
+        return listed(text, read, default)
     except ValueError as error:
         raise ValueError(f"--{option} {text}: {error}") from error
 
@@ -88,8 +89,6 @@ def _banks(given: argparse.Namespace, backbone: str, data: experiment.Data) -> i
     from .banks import bank_table
 
     seeds = _listed("seeds", given.seeds, int)
-    if not seeds:
-        raise ValueError("--seeds is empty: give a comma list")
     if given.out and not Path(given.out).absolute().parent.is_dir():
         raise FileNotFoundError(f"--out {given.out}: there is no such folder, make it first")
     loaded = load_backbone(backbone)
@@ -106,10 +105,10 @@ def _foretell(given: argparse.Namespace, backbone: str, data: str) -> int:
     from .foretell import foretell, lines
 
     preset, say = experiment.PRESETS[given.preset], partial(print, flush=True)
-    methods = _listed("methods", given.methods, lambda name: experiment.Experiment(method=name).method) or preset.methods
-    capacities = _listed("capacities", given.capacities, int) or preset.capacities
-    seeds = _listed("seeds", given.seeds, int) or preset.seeds
-    runs = _listed("runs", given.runs, experiment.run_of) or experiment.grid(methods, capacities, seeds)
+    methods = _listed("methods", given.methods, lambda name: experiment.Experiment(method=name).method, preset.methods)
+    capacities = _listed("capacities", given.capacities, int, preset.capacities)
+    seeds = _listed("seeds", given.seeds, int, preset.seeds)
+    runs = _listed("runs", given.runs, experiment.run_of, experiment.grid(methods, capacities, seeds))
     for line in lines(foretell(runs, backbone, data, given.preset, given.cores, given.threads, say, given.folder)):
         say(line)
     return 0

@@ -2,10 +2,11 @@
 
 A large grid is made in pieces, on one machine after another. What a report writes (`save`) is enough to make it again
 without the runs' folders: so the next piece is reported together with all before it (`collect` with ``figures_dir``).
+A report of fewer runs does not take the place of one of more unasked (`refuse_to_lose`): those runs may be nowhere else.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ class Collected:
 def collect(runs_dir: str | Path, figures_dir: str | Path | None = None) -> Collected:
     """All finished runs in ``runs_dir`` and, of those that a report left in ``figures_dir``, the ones not there.
 
-    ValueError where there is none, or a record or table is damaged.
+    ValueError where there is none, a record or table is damaged, or a record is of a run that no table holds.
     """
     import pandas as pd
 
@@ -58,13 +59,37 @@ def collect(runs_dir: str | Path, figures_dir: str | Path | None = None) -> Coll
     tables = {name: rows(f"{name}.csv", pd.read_csv) for name in TABLES}
     if missing := [name for name, table in tables.items() if table is None]:
         raise ValueError(f"{figures_dir} keeps records but no {missing[0]}.csv: make the report of these runs again")
-    return Collected({**records, **kept}, tuple(kept), tables, rows("per_question.parquet", pd.read_parquet),
-                     rows("references.parquet", pd.read_parquet))
+    questions = rows("per_question.parquet", pd.read_parquet)
+    for table, what in ((tables["summary"], "summary.csv"), (questions, "per_question.parquet")):
+        told = set() if table is None else set(table[list(RUN)].itertuples(index=False, name=None))
+        if lacking := [name for name, record in kept.items() if tuple(record[key] for key in RUN) not in told]:
+            raise ValueError(f"{figures_dir}/{RECORDS} holds {', '.join(lacking)}, of which {what} beside it has no row: they are "
+                             "of two reports; take the folder back as it was (git checkout, say), or delete these records")
+    return Collected({**records, **kept}, tuple(kept), tables, questions, rows("references.parquet", pd.read_parquet))
 
 
-def save(runs: Collected, figures_dir: str | Path) -> None:
-    """Write the tables, without any text of the data, and the records into ``figures_dir``, for `collect`."""
+def refuse_to_lose(names: Iterable[str], figures_dir: str | Path) -> None:
+    """ValueError where ``figures_dir`` tells of runs that a report of ``names`` ("slot-1x-seed42") would leave out."""
+    lost = sorted({file.stem for file in (Path(figures_dir) / RECORDS).glob("*.json")} - set(names))
+    if lost:
+        few = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        raise ValueError(f"a report of these runs alone would take the place of {figures_dir}, which also tells of {few}: "
+                         "with KEEP=1 they are reported together, with KEEP=0 those are given up, and FIGURES=folder "
+                         "(figures_dir of notebooks/91_report) writes elsewhere")
+
+
+def save(runs: Collected, figures_dir: str | Path, give_up: bool = False) -> None:
+    """Write the tables, without any text of the data, and the records into ``figures_dir``, for `collect`.
+
+    Where ``figures_dir`` tells of runs that are not among these: ValueError and nothing written (`refuse_to_lose`), or,
+    to ``give_up`` those, their records are deleted, so that records and tables are of the same runs.
+    """
     folder = Path(figures_dir)
+    if not give_up:
+        refuse_to_lose(runs.records, folder)
+    for file in (folder / RECORDS).glob("*.json"):
+        if file.stem not in runs.records:
+            file.unlink()
     for name, table in runs.tables.items():
         with atomic_path(folder / f"{name}.csv") as partial:
             table.to_csv(partial, index=False, float_format="%.6g")

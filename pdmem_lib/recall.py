@@ -19,7 +19,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,6 +33,7 @@ from .memory import MemoryModel
 from .prompts import ANSWER, PROMPT
 from .methods import REGISTRY, AttentionCoupledBank, HebbianMatrix, Inputs, MemorySettings, Method, SparseSlots, State
 from .settings import Settings
+from .sources import settings_sha256
 from .training import clipped
 
 if TYPE_CHECKING:
@@ -144,6 +145,12 @@ class Recall:
 
 
 # ---- what theory allows ----
+def data_sha256(settings: RecallSettings) -> str:
+    """SHA-256 of what the test episodes are drawn by: the settings without those of training. A run's seed comes to it."""
+    training = ("steps", "rows_a_step", "lr", "warmup_steps", "clip", "autocast")
+    return settings_sha256({name: value for name, value in asdict(settings).items() if name not in training})
+
+
 def trace_theory(settings: MemorySettings, lag: int, write_norm: float = HebbianMatrix.WRITE_NORM) -> Bounds:
     """The share of a fact's mark that the write rule leaves after ``lag`` more turns, if addresses do not depend on it.
 

@@ -1,11 +1,13 @@
 """One choice changed at a time, and what that does to a result [D]: the choices that no setting offers, differences, a figure."""
 
 import json
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,10 +22,13 @@ from .experiment import circumstances
 from .files import atomic_path
 from .locomo import Conversation, Turn
 from .methods import REGISTRY, method_name
+from .sources import library_digest
 from .states import encode_all
 
+log = logging.getLogger(__name__)
 BASE = "as it is"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")  # of the lines of a figure, in turn
+STUDIES = ("oracle", "recall", "sensitivity")  # beside what runs depend on, kept tables depend on these
 LOCOMO = {"gain": "own − other (nats)", "own": "own (nats)", "retained": "retained (%)"}  # what is compared there
 
 
@@ -50,6 +55,7 @@ def start_times(method: str, factor: float) -> type:
     class Start(REGISTRY[method_name(method)]):
         def initial_state(self):
             return {name: factor * entries for name, entries in super().initial_state().items()}
+    Start.__name__ = f"StartTimes{factor:g}"  # `as_recorded` says it
     return Start
 
 
@@ -97,8 +103,11 @@ class _Nameless(Turn):
 
 def kept(file: Path, record: dict, backbone: Backbone, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """The table that ``make()`` gives, from ``file`` (csv) where it was made under the same ``record``, else made now and
-    kept, with a record of the circumstances beside it (json)."""
-    beside = file.with_suffix(".json")
+    kept, with a record of the circumstances and of the library's code beside it (json).
+
+    One that other code made is kept too, since it took hours, perhaps, and said in a warning.
+    """
+    beside, code = file.with_suffix(".json"), library_digest(*STUDIES)
     if not is_kept(file, record, backbone):
         start = time.perf_counter()
         table = make()
@@ -107,14 +116,30 @@ def kept(file: Path, record: dict, backbone: Backbone, make: Callable[[], pd.Dat
         with atomic_path(file) as partial:
             table.to_csv(partial, index=False, float_format="%.6g")
         with atomic_path(beside) as partial:
-            partial.write_text(json.dumps(record | circumstances(backbone, time.perf_counter() - start), indent=2) + "\n")
+            told = record | {"code": code} | circumstances(backbone, time.perf_counter() - start)
+            partial.write_text(json.dumps(told, indent=2) + "\n")
+    elif (found := json.loads(beside.read_text())).get("code") != code:
+        log.warning("%s was made by other code or versions (at commit %s) and is kept: delete it to make it anew", file,
+                    found.get("commit"))
     return pd.read_csv(file)
 
 
 def is_kept(file: Path, record: dict, backbone: Backbone) -> bool:
-    """Whether ``file`` holds a table that was made under ``record`` with this backbone."""
-    beside, record = file.with_suffix(".json"), record | {"backbone_fingerprint": backbone.fingerprint}
-    return beside.exists() and json.loads(beside.read_text()).items() >= json.loads(json.dumps(record)).items()
+    """Whether ``file`` holds a table that was made under ``record`` with this backbone.
+
+    An earlier version's record says less (and nothing of the code): of it, what it says is compared.
+    """
+    beside = file.with_suffix(".json")
+    if not (file.exists() and beside.exists()):
+        return False
+    found = json.loads(beside.read_text())
+    wanted = json.loads(json.dumps(record | {"backbone_fingerprint": backbone.fingerprint}))
+    return found.items() >= {key: value for key, value in wanted.items() if key in found or "code" in found}.items()
+
+
+def as_recorded(change: Mapping[str, Any]) -> dict[str, Any]:
+    """What a choice changes, as a record says it: classes and functions by their names."""
+    return {name: getattr(value, "__name__", value) for name, value in change.items()}
 
 
 def differences(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:

@@ -100,7 +100,7 @@ class Drawn(Controls):
         changes = np.asarray(studio.recording.changes)
         heights = np.ceil(8 * changes / changes.max()).astype(int) if len(changes) and changes.max() > 0 else changes
         options = [(f"{BARS[int(height)] if i < studio.moment else '·'} {i} {text}", i)
-                   for i, (height, text) in enumerate(zip(heights, studio.texts, strict=True))]
+                   for i, (height, text) in enumerate(zip(heights, studio.texts))]  # while a talk is read, changes are ahead of texts
         chosen = self.turn if self.turn is not None and self.turn < len(options) else None
         self._set((self.moment, dict(max=max(1, len(studio.texts)), value=studio.moment)),
                   (self.turns, dict(options=options, value=chosen)))

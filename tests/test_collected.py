@@ -98,6 +98,43 @@ def test_nothing_and_damage_are_said(tmp_path):
         collected.collect(tmp_path / "none", figures)
 
 
+def test_a_report_of_fewer_runs_does_not_take_the_place_of_more_unasked(tmp_path):
+    figures = tmp_path / "figures"
+    for method in ("slot", "gated"):
+        a_run(tmp_path / "first", method)
+    a_run(tmp_path / "second", "slot", seed=43)
+    collected.save(collected.collect(tmp_path / "first"), figures)
+    before = {path: path.read_bytes() for path in figures.rglob("*") if path.is_file()}
+    few = collected.collect(tmp_path / "second")
+    with pytest.raises(ValueError, match="gated-1x-seed42, slot-1x-seed42: with KEEP=1"):
+        collected.save(few, figures)
+    assert {path: path.read_bytes() for path in figures.rglob("*") if path.is_file()} == before
+    collected.save(few, figures, give_up=True)
+    assert [path.stem for path in (figures / "records").glob("*.json")] == ["slot-1x-seed43"]
+    assert set(collected.collect(tmp_path / "none", figures).records) == {"slot-1x-seed43"}
+
+
+@pytest.mark.parametrize("table", ["summary.csv", "per_question.parquet"])
+def test_a_kept_record_that_no_table_tells_of_is_not_counted(tmp_path, table):
+    """An earlier version left it beside the tables of another report."""
+    for method in ("slot", "gated"):
+        a_run(tmp_path / method, method)
+        collected.save(collected.collect(tmp_path / method), tmp_path / f"of-{method}")
+    shutil.copy(tmp_path / "of-gated/records/gated-1x-seed42.json", tmp_path / "of-slot/records")
+    if table == "per_question.parquet":
+        both = pd.concat(pd.read_csv(tmp_path / f"of-{method}/summary.csv") for method in ("slot", "gated"))
+        both.to_csv(tmp_path / "of-slot/summary.csv", index=False)
+    with pytest.raises(ValueError, match=f"gated-1x-seed42, of which {table} beside it has no row.*take the folder back"):
+        collected.collect(tmp_path / "none", tmp_path / "of-slot")
+
+
+@pytest.mark.parametrize("folder", [path.parent for path in sorted(STUDY.parent.glob("*/records"))], ids=lambda path: path.name)
+def test_committed_records_and_tables_are_of_the_same_runs(folder):
+    found = collected.collect("no such folder", folder)
+    assert {tuple(record[key] for key in collected.RUN) for record in found.records.values()} == set(
+        found.tables["summary"][list(collected.RUN)].itertuples(index=False, name=None))
+
+
 def test_the_committed_study_can_be_taken_up():
     found = collected.collect("no such folder", STUDY)
     assert len(found.records) == 9 and set(found.questions["method"]) == {r["method"] for r in found.records.values()}

@@ -9,6 +9,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from pdmem_lib import parameters
+from pdmem_lib.methods import method_name
+
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if not path.name.startswith("9")]
 SOLUTIONS = sorted((Path(__file__).parent.parent / "notebooks" / "solutions").glob("*.ipynb"))
@@ -73,6 +76,34 @@ def test_a_chapter_is_committed_with_outputs(path):
 def test_a_template_is_committed_without_outputs(path):
     for cell in code_cells(path):
         assert not cell.outputs and cell.execution_count is None
+
+
+@pytest.mark.parametrize("path", [path for path in TEMPLATES if not path.name.startswith("90")], ids=name)
+def test_a_template_refuses_what_is_no_parameter_of_its_own(path):
+    """papermill only warns; and the comma lists of all are read alike. (90 asks `Experiment` itself.)"""
+    cells = code_cells(path)
+    (at,) = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    own = [statement.targets[0].id for statement in ast.parse(cells[at].source).body]
+    assert cells[at - 1].source.endswith('BEFORE = set(globals()) | {"BEFORE"}')
+    known = re.match(r'parameters.require_known\(set\(globals\(\)\) - BEFORE, "([\w ]+)".split\(\)\)$', cells[at + 1].source, re.MULTILINE)
+    assert known and known[1].split() == own
+    assert not [cell.source for cell in cells if '.split(",")' in cell.source]
+
+
+def test_an_unknown_parameter_is_named_with_the_known_ones():
+    parameters.require_known({"seeds", "_i3", "__doc__"}, ["seeds", "methods"])
+    with pytest.raises(ValueError, match="unknown parameters seed: known are seeds, methods"):
+        parameters.require_known({"seeds", "seed"}, ["seeds", "methods"])
+
+
+def test_a_comma_list_is_read_without_its_spaces_and_each_once():
+    assert parameters.listed(" slot, M.6 ,hebbian,", method_name) == ["slot", "hebbian"]
+    assert parameters.listed(42, int) == [42] and parameters.listed("half the steps, γ 1") == ["half the steps", "γ 1"]
+    assert parameters.listed(" ", int, (1, 2)) == [1, 2] and parameters.listed("3", int, (1, 2)) == [3]
+    with pytest.raises(ValueError, match="list is empty: name at least one"):
+        parameters.listed(" , ", int)
+    with pytest.raises(ValueError, match="unknown method 'M.7'"):
+        parameters.listed("slot,M.7", method_name)
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=name)

@@ -239,6 +239,19 @@ def test_committed_results_of_others_do_not_stand_for_runs(workplace, monkeypatc
     assert plan.returncode == 0 and "rule report" in plan.stderr
 
 
+def test_fewer_runs_do_not_take_the_place_of_a_committed_report_unasked(workplace):
+    """Said before any run is made; a report that holds them all, KEEP and another folder are free to go on."""
+    records = workplace / "figures" / "smoke-tiny-gpt2-synthetic" / "records"
+    records.mkdir(parents=True)
+    for run in ("slot-1x-seed42", "gated-1x-seed42"):
+        (records / f"{run}.json").write_text("{}")
+    refused = snakemake("--dry-run", methods="slot", seeds="42,43")
+    assert refused.returncode != 0 and "also tells of gated-1x-seed42: with KEEP=1" in refused.stdout + refused.stderr
+    slot, gated = ("slot", 1, 42), ("gated", 1, 42)
+    assert planned(methods="slot,gated") == {slot, gated}
+    assert planned(methods="slot", keep=1) == planned(methods="slot", keep=0) == planned(methods="slot", figures="mine") == {slot}
+
+
 def test_a_backbones_folder_that_changed_makes_its_runs_start_again(workplace):
     backbone = workplace / "bb"
     backbone.mkdir()
@@ -313,6 +326,41 @@ def test_killed_without_warning_it_goes_on_where_it_stopped(workplace, monkeypat
     assert set(after) == {"slot-1x-seed42", "gated-1x-seed42", "prefix-1x-seed42"}
     assert before
     assert {name: after[name] for name in before} == before
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_the_same_code_alone(workplace):
+    """What a killed run left makes no work for anybody when the code has changed since."""
+    folder = workplace / "data/runs/smoke-tiny-gpt2-synthetic/slot-1x-seed42"
+    folder.mkdir(parents=True)
+    checkpoint = folder / "checkpoint.safetensors"
+    before = command_of_run()
+    assert run_by(before, "echo trained >> %s; exit 1" % checkpoint) == (1, False)
+    assert run_by(before, "echo trained >> %s; exit 1" % checkpoint) == (1, False)
+    assert checkpoint.read_text().split() == ["trained"] * 2
+    template = nbformat.read("run.ipynb", as_version=4)
+    template.cells[1].source += "\nchanged = True"
+    nbformat.write(template, "run.ipynb")
+    assert run_by(command_of_run(), "echo trained >> %s" % checkpoint) == (0, True)
+    assert checkpoint.read_text().split() == ["trained"] and not list(folder.glob("begun-*"))
+
+
+def command_of_run():
+    """The shell command by which the Snakefile makes the run of slots."""
+    plan = snakemake("--dry-run", "--printshellcmds", methods="slot")
+    assert plan.returncode == 0, plan.stderr
+    command = r"^ *export OMP_NUM_THREADS=\d+ MKL_NUM_THREADS=\d+\n *folder=.*?exit 1; fi$"
+    return re.search(command, plan.stdout + plan.stderr, re.MULTILINE | re.DOTALL)[0]
+
+
+def run_by(command, stand_in):
+    """(exit code, whether a checkpoint was said to be of other code) of that command, with a line of shell as its Python."""
+    python = Path("bin/python")
+    python.parent.mkdir(exist_ok=True)
+    python.write_text(f"#!/bin/sh\n{stand_in}\n")
+    python.chmod(0o755)
+    environment = os.environ | {"PATH": f"{python.parent.resolve()}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, env=environment, timeout=60)
+    return done.returncode, "slot-1x-seed42: its checkpoint is of other code" in done.stdout
 
 
 def test_names_from_outside_never_reach_a_path(workplace):

@@ -1,5 +1,6 @@
 """One choice changed at a time: differences by hand, and the figure that shows them."""
 
+import json
 import math
 
 import pandas as pd
@@ -7,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import t
 
-from pdmem_lib import conformance, sensitivity
+from pdmem_lib import checkpoints, conformance, sensitivity, sources
 from pdmem_lib.locomo import Conversation, Turn
 from pdmem_lib.sensitivity import BASE
 from pdmem_lib.states import encode_all
@@ -143,6 +144,57 @@ def test_a_table_is_never_taken_for_that_of_another_record(tiny, tmp_path, monke
         with pytest.raises(KeyboardInterrupt):
             made(2)
     assert made(1) == 1 and made(2) == 2
+
+
+def kept(folder, backbone, **record):
+    return sensitivity.kept(folder / "run.csv", record, backbone, lambda: pd.DataFrame([dict(made=len(list(folder.iterdir())))]))
+
+
+def test_a_record_without_its_table_is_made_again(tiny, tmp_path):
+    kept(tmp_path, tiny, lr=1)
+    (tmp_path / "run.csv").unlink()
+    assert not sensitivity.is_kept(tmp_path / "run.csv", {"lr": 1}, tiny)
+    assert len(kept(tmp_path, tiny, lr=1)) == 1 and sensitivity.is_kept(tmp_path / "run.csv", {"lr": 1}, tiny)
+
+
+def test_a_table_of_other_code_is_kept_and_said(tiny, tmp_path, monkeypatch, caplog):
+    """And one whose record an earlier version wrote, which says nothing of the code and less of the run."""
+    kept(tmp_path, tiny, lr=1)
+    made = (tmp_path / "run.csv").stat().st_mtime_ns
+    kept(tmp_path, tiny, lr=1)
+    assert not caplog.records
+    record = json.loads((tmp_path / "run.json").read_text())
+    with monkeypatch.context() as patch:
+        patch.setattr(sensitivity, "library_digest", lambda *_: "another")
+        kept(tmp_path, tiny, lr=1)
+    assert not sensitivity.is_kept(tmp_path / "run.csv", {"lr": 1, "more": 2}, tiny)
+    del record["code"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    kept(tmp_path, tiny, lr=1, more=2)
+    assert (tmp_path / "run.csv").stat().st_mtime_ns == made and not sensitivity.is_kept(tmp_path / "run.csv", {"lr": 2}, tiny)
+    said = [one.getMessage() for one in caplog.records]
+    assert len(said) == 2 and all("run.csv was made by other code" in one and "delete it" in one for one in said)
+
+
+def test_a_choice_is_recorded_by_what_it_changes():
+    change = dict(kind=sensitivity.start_times("slot", 10), turns=sensitivity.dated, lr=0.1)
+    assert sensitivity.as_recorded(change) == {"kind": "StartTimes10", "turns": "dated", "lr": 0.1}
+
+
+def test_the_librarys_digest_leaves_out_what_no_number_rests_on():
+    names = {path.stem for path in sources.modules()}
+    assert sources.NEUTRAL <= names and not sources.NEUTRAL & {*checkpoints.CODE, *checkpoints.ASKING, "experiment", "metrics"}
+    assert len(sources.library_parts(["recall"])) == len(sources.library_parts()) + 1 == len(names - sources.NEUTRAL) + 3
+    assert sources.library_digest("recall") != sources.library_digest() == sources.digest(*sources.library_parts())
+
+
+def test_comments_and_docstrings_are_no_code(tmp_path):
+    files = {"one": "def f():\n    \"\"\"Gives 1.\"\"\"\n    return 1\n", "same": "def f():  # one\n    return  1",
+             "other": "def f():\n    return 2"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    one, same, other = (sources.code_of(tmp_path / name) for name in files)
+    assert one == same != other
 
 
 def test_a_start_is_a_multiple(model):

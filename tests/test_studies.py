@@ -14,6 +14,9 @@ from pdmem_lib.experiment import load_data
 from pdmem_lib.methods import REGISTRY, Slot
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+COMMITTED = sorted((NOTEBOOKS.parent / "figures").glob("*/records.json"))
+SAID = {"backbone", "backbone_fingerprint", "data", "data_sha256", "preset", "method", "capacity", "seed", "settings", "versions", "commit",
+        "hardware", "seconds", "peak_memory_bytes"}  # by every record of a run
 
 
 @pytest.fixture
@@ -38,6 +41,18 @@ def made(name, runs, papermills=False, **parameters):
     return {path.name: path.stat().st_mtime_ns for path in runs.glob("*.csv")}
 
 
+def records_in(figures):
+    """Those beside a study's tables, each of which says all that a run's record says."""
+    records = json.loads((Path(figures) / "records.json").read_text())
+    assert [name for name, record in records.items() if not SAID <= set(record)] == []
+    return records
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.parent.name)
+def test_committed_records_of_studies_say_all_that_a_runs_record_says(file):
+    assert records_in(file.parent)
+
+
 @pytest.mark.slow
 def test_the_recall_notebook_makes_each_method_once(workplace):
     """And a method made under other settings is made again."""
@@ -47,13 +62,14 @@ def test_the_recall_notebook_makes_each_method_once(workplace):
         return made("92_recall.ipynb", Path("data/runs/recall-tiny-gpt2"), papermills, methods=methods, overrides=overrides)
 
     first = make("slot", papermills=True)
-    both = make("slot,gated")
+    both = make("M.6, gated")
     name = "slot-1x-seed42.csv"
     assert set(first) == {name} and set(both) == {name, "gated-1x-seed42.csv"} and both[name] == first[name]
     assert make("slot", few | {"steps": 4})[name] > first[name]
     table = pandas.read_csv("figures/recall-tiny-gpt2/recall.csv")
     assert set(table["method"]) == {"slot"} and table.groupby("axis")["x"].agg(list).to_dict() == {"lag": [0, 2], "load": [1]}
-    records = json.loads(Path("figures/recall-tiny-gpt2/records.json").read_text())
+    records = records_in("figures/recall-tiny-gpt2")
+    assert records["slot-1x-seed42"]["data"] == "recall" and records["slot-1x-seed42"]["preset"] == "recall.RecallSettings"
     assert records["slot-1x-seed42"]["recall_settings"]["steps"] == 4 and records["gated-1x-seed42"]["backbone"] == "tiny-gpt2"
 
 
@@ -67,9 +83,10 @@ def test_the_sensitivity_notebook_makes_each_setting_once(workplace):
                     settings=settings, overrides=few)
 
     first = make("half the steps", papermills=True)
-    both = make("γ 1 (0.95),read in the last third,half the steps")
+    both = make("γ 1 (0.95), read in the last third,half the steps")
     assert len(first) == 2 and len(both) == 4 and both.items() >= first.items()
-    records = json.loads(Path("figures/sensitivity-tiny-gpt2/records.json").read_text())
+    records = records_in("figures/sensitivity-tiny-gpt2")
+    assert len({record["data_sha256"] for record in records.values()}) == 1  # the same is asked of all
     changed = {record["setting"]: record["settings"] for record in records.values()}
     base = changed.pop("as it is")
     assert {name: {key: value for key, value in lesson.items() if value != base.get(key)} for name, lesson in changed.items()} == {
@@ -91,7 +108,7 @@ def test_the_sensitivity_notebook_of_locomo_makes_each_setting_once(workplace):
 
     runs = Path("data/runs/sensitivity-tiny-gpt2-smoke-synthetic")
     first = make("turns with their date", papermills=True)
-    both = make("prompt “Q: … A:”,learning rate 0.01 (0.001),read in the last third,states less their mean")
+    both = make("prompt “Q: … A:”, learning rate 0.01 (0.001),read in the last third,states less their mean")
     assert len(first) == 2 and len(both) == 6 and both.items() >= first.items()
     figures = Path("figures/sensitivity-tiny-gpt2-smoke-synthetic")
     table = pandas.read_csv(figures / "runs.csv").set_index("setting")
@@ -101,7 +118,11 @@ def test_the_sensitivity_notebook_of_locomo_makes_each_setting_once(workplace):
     assert set(changes["value"]) == {"gain", "own", "retained"} and len(changes) == 18
     told = pandas.read_csv(figures / "own_minus_other.csv").set_index("setting")
     assert set(told.index) == set(table.index) and (told["p_holm"] >= told["p"]).all() and (told["low"] <= told["effect"]).all()
-    assert set(json.loads((figures / "records.json").read_text())) == {name.removesuffix(".csv") for name in both}
+    records = records_in(figures)
+    assert set(records) == {name.removesuffix(".csv") for name in both}
+    changed = {record["setting"]: {k: v for k, v in record["settings"].items() if k not in few} for record in records.values()}
+    assert changed["as it is"] == {} and changed["learning rate 0.01 (0.001)"] == {"lr": 0.01}
+    assert changed["turns with their date"] == {"turns": "dated"} and changed["states less their mean"] == {"centred": True}
     assert (figures / "sensitivity_slot.html").exists()
     with pytest.raises(AssertionError, match="unknown settings"):
         make("gamma 1")
@@ -117,7 +138,7 @@ def test_rates_are_tried_without_a_look_at_the_test_conversations(workplace):
 
     runs = Path("data/runs/rates-tiny-gpt2-smoke-synthetic")
     first = make("0.01", papermills=True)
-    both = make("0.01,0.1", epochs="1,2")
+    both = make("0.01, 0.1", epochs="1, 2")
     assert len(first) == 1 and len(both) == 4 and both.items() >= first.items()
     folder = Path("figures/rates-tiny-gpt2-smoke-synthetic")
     table = pandas.read_csv(folder / "rates.csv")
@@ -125,7 +146,7 @@ def test_rates_are_tried_without_a_look_at_the_test_conversations(workplace):
     assert (table["steps"] == table["epochs"] * table["steps"].iloc[0]).all()
     assert table.loc[table["chosen"], "own"].item() == table["own"].max()
     data = load_data("synthetic", "smoke")
-    held_out = {record["held_out"] for record in json.loads((folder / "records.json").read_text()).values()}
+    held_out = {record["held_out"] for record in records_in(folder).values()}
     assert held_out == {data.train[-1].id} and not held_out & {talk.id for talk in data.test}
     assert (folder / "rates.html").exists()
 
@@ -155,7 +176,7 @@ def test_the_notebook_of_oracle_banks_makes_each_stage_once(workplace):
     lost = pandas.read_csv(figures / "lost.csv").query("against == 'other'")
     assert set(map(tuple, lost[["method", "stage", "to"]].values)) == {
         ("hebbian", "alone", "after"), ("hebbian", "after", "end"), ("slot", "after", "end")}
-    records = json.loads((figures / "records.json").read_text())
+    records = records_in(figures)
     assert set(records) == {name.removesuffix(".csv") for name in both} and records["slot-1x-after-seed42"]["settings"]["lr"] == 0.01
     assert {path.stem for path in figures.glob("*.html")} == {"where_it_is_lost", "crowding", "words"}
     words = pandas.read_csv(figures / "words.csv")

@@ -13,7 +13,7 @@ import torch
 from torch.testing import assert_close
 
 import pdmem_lib as pdmem
-from pdmem_lib import editing, lesson, provenance, recording
+from pdmem_lib import editing, lesson, provenance, recording, studio_model
 from pdmem_lib.lesson import Known, Schedule, Talk
 from pdmem_lib.persistence import adapter_fingerprint
 from pdmem_lib.recording import Recording
@@ -368,6 +368,28 @@ def test_the_page_switches_compares_trains_and_opens(page):
     assert "trained 2 steps" in told(view)
     view.talks.value = 1
     assert view.studio.talk is OTHER and len(view.turns.options) == 2 and "made up" not in told(view)
+
+
+def test_the_page_draws_while_a_talk_is_being_read(page, monkeypatch):
+    """Its turns are in the recording a moment before they are among the texts."""
+    view, plain = page(), Recording.take
+    drawn = []
+
+    def take(recording, turns, hidden):
+        plain(recording, turns, hidden)
+        if 0 < len(view.studio.texts) < len(recording.changes):
+            view.studio.seek(0)
+            view.step.click()
+            drawn.append((len(view.turns.options), told(view)))
+
+    monkeypatch.setattr(Recording, "take", take)
+    monkeypatch.setattr(studio_model, "CHUNK", 2)
+    view.studio.open(TALK)
+    [(turns, said)] = drawn
+    assert turns == 2 and "class='error'" not in view.message.value and "did not work" not in said
+    view.step.click()
+    view.back.click()
+    assert len(view.turns.options) == 4
 
 
 def test_text_from_data_stays_text(page):
