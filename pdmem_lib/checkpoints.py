@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from . import prompts
 from .backbone import use_bf16
 from .files import checksum, file_checksum, load_json, load_tensors, save_json, save_tensors
 from .locomo import Conversation, data_sha256
@@ -33,13 +34,14 @@ def identity(model: MemoryModel, conversations: Iterable[Conversation], banks: M
              settings: Settings) -> dict[str, Any]:
     """What decides the weights that a training ends with; taken before its first step."""
     return _identity(model, conversations, "training", settings, CODE) | {
-        "banks": checksum({f"{id}/{name}": tensor for id, bank in banks.items() for name, tensor in bank.items()}),
-        "initial_weights": _weights(model)}
+        "banks": _banks(banks), "initial_weights": _weights(model)}
 
 
-def identity_of_asking(model: MemoryModel, conversations: Iterable[Conversation], settings: Settings) -> dict[str, Any]:
-    """What decides the answers and scores of an evaluation."""
-    return _identity(model, conversations, "evaluation", settings, (*CODE, *ASKING)) | {"weights": _weights(model)}
+def identity_of_asking(model: MemoryModel, conversations: Iterable[Conversation], banks: Mapping[str, State],
+                       settings: Settings) -> dict[str, Any]:
+    """What decides the answers and scores of an evaluation; ``banks`` are those that it asks under, by any names."""
+    return _identity(model, conversations, "evaluation", settings, (*CODE, *ASKING)) | {
+        "banks": _banks(banks), "weights": _weights(model)}
 
 
 def _identity(model: MemoryModel, conversations: Iterable[Conversation], of: str, settings: Settings,
@@ -49,9 +51,13 @@ def _identity(model: MemoryModel, conversations: Iterable[Conversation], of: str
         "model": type(model).__name__, **asdict(model.settings), "trainable_parameters": model.num_trainable,
         **{f"{of} {name}": value for name, value in asdict(settings).items() if name not in ("progress", "autocast")},
         "bf16": use_bf16(settings.autocast, model.backbone.device), "device": model.backbone.device.type,
-        "torch": torch.__version__,
+        "torch": torch.__version__, "prompt": [prompts.PROMPT, prompts.ANSWER],  # as they are now: one may have set them
         "code": "".join(file_checksum(Path(__file__).with_name(f"{name}.py")) for name in code),
     }
+
+
+def _banks(banks: Mapping[str, State]) -> str:
+    return checksum({f"{id}/{name}": tensor for id, bank in banks.items() for name, tensor in bank.items()})
 
 
 def _weights(model: MemoryModel) -> str:

@@ -167,7 +167,7 @@ def evaluate(model: MemoryModel, conversations: Iterable[Conversation], checkpoi
     total = sum(len(rows) for _, state, rows in places if state is not None)
     total += sum(len(rows) * (1 + (name in s.answered)) for rows, memories in jobs for name, _ in memories)
     with tqdm(total=total, desc=f"evaluate {model.method}", unit="answer", disable=not s.progress, mininterval=1.0) as bar:
-        kept = Results(checkpoint, checkpoint and identity_of_asking(model, conversations, s))
+        kept = Results(checkpoint, checkpoint and identity_of_asking(model, conversations, _asked_under(model, places, final), s))
         ask = _Asker(model, asked, s, bar.update, kept)
         for rows, memories in jobs:
             ask.into(table, rows, memories)
@@ -405,6 +405,12 @@ def _write_banks(model: MemoryModel, conversations: Sequence[Conversation], aske
                 kept[c.id, session] = state
             final[c.id] = state
     return [(number, kept.get((id, held)), rows) for id, number, held, rows in places], final
+
+
+def _asked_under(model: MemoryModel, places, final: dict[str, State]) -> dict[str, State]:
+    """Every bank of `_write_banks` and P_0, which say how ``model`` writes: its write maps are no parameters."""
+    earlier = {f"at {i}": state for i, (_, state, _) in enumerate(places) if state is not None}
+    return {"initial": model.adapter.initial_state(), **earlier, **{f"of {id}": state for id, state in final.items()}}
 
 
 def checkpoints(conversations: Sequence[Conversation], asked: Sequence[tuple[str, int, Question]],

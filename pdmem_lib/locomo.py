@@ -323,8 +323,17 @@ def _refuse_repeats(ids: list[str], where: str, what: str) -> None:
 
 
 def data_sha256(conversations: list[Conversation]) -> str:
-    """Hex sha256 of the content as canonical JSON: the same conversations give it on every machine."""
-    canonical = json.dumps([asdict(c) for c in conversations], sort_keys=True, separators=(",", ":"))
+    """Hex sha256 of the content as canonical JSON: the same conversations give it on every machine.
+
+    A turn of a class of its own counts by what is written of it too, where that is another text than a `Turn`'s.
+    """
+    conversations = list(conversations)
+    contents = [asdict(c) for c in conversations]
+    for content, c in zip(contents, conversations, strict=True):
+        for row, turn in zip(content["turns"], c.turns, strict=True):
+            if str(turn) != Turn.utterance.fget(turn):
+                row["written"] = str(turn)
+    canonical = json.dumps(contents, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
