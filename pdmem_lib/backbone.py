@@ -426,6 +426,6 @@ def _tiny(name: str, seed: int):
                              num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.08, **common)
         build = LlamaForCausalLM
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # transformers initialises from the global generator;
-        torch.manual_seed(seed)  # leave it as it was
+        torch.default_generator.manual_seed(seed)  # leave it as it was; torch.manual_seed would reseed every device's
         model = build._from_config(config, dtype=torch.float32)
     return model, tokenizer

@@ -40,9 +40,8 @@ class LoRAModel(MemoryModel):
 
         config = peft.LoraConfig(base_model_name_or_path=self.backbone.name, r=self.rank, lora_alpha=2 * self.rank,
                                  lora_dropout=0.0, target_modules=names, fan_in_fan_out=self.backbone.family == "gpt2")
-        devices = range(torch.cuda.device_count())
-        with torch.random.fork_rng(devices):  # PEFT draws from the global generators; leave them as they were
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # PEFT draws from the global generator, before it
+            torch.default_generator.manual_seed(seed)  # moves what it drew; leave it and other devices' as they were
             peft.inject_adapter_in_model(config, self.backbone.model)
         self.backbone.model.eval()
 

@@ -13,6 +13,7 @@ from torch import nn
 import pdmem_lib as pdmem
 from pdmem_lib import evaluation as evaluation_of
 from pdmem_lib import metrics, seam
+from pdmem_lib.lora import LoRAModel
 from pdmem_lib.methods import AttentionCoupledBank, Baseline, Inputs, KeyValueReader, Method
 from pdmem_lib.seam import Branch, KeyValues
 
@@ -840,6 +841,16 @@ def test_loading_and_evaluating_touch_no_global_generator(model):
     pdmem.evaluate(model("slot", num_entries=16), conversations, questions_per_bucket=2, max_new_tokens=2, progress=False,
                    autocast=False)
     assert generators() == before
+
+
+def test_no_other_devices_generator_is_seeded(tiny, monkeypatch):
+    def refuse(seed):
+        raise AssertionError("torch.manual_seed reseeds the generators of CUDA, MPS and XPU too")
+
+    monkeypatch.setattr(torch, "manual_seed", refuse)
+    assert pdmem.load_backbone(tiny.name).fingerprint == tiny.fingerprint
+    one, other = LoRAModel(tiny, 2000, seed=1), LoRAModel(tiny, 2000, seed=2)
+    assert not all(map(torch.equal, one.parameters(), other.parameters()))
 
 
 def test_tiny_backbones_come_from_their_seed(tiny):
