@@ -133,9 +133,8 @@ class Experiment(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        name, suffix = split_name(self.method)
-        object.__setattr__(self, "method", method_name(name) + suffix)
-        if suffix and self.method.startswith("baseline"):
+        object.__setattr__(self, "method", run_method(self.method))
+        if split_name(self.method)[1] and self.method.startswith("baseline"):
             raise ValueError(f"{self.method!r}: the baseline has no adapter to train; name one of {', '.join(METHODS)}")
         if self.preset not in PRESETS:
             raise ValueError(f"unknown preset {self.preset!r}: known are {', '.join(PRESETS)}")
@@ -193,21 +192,27 @@ def split_name(name: str) -> tuple[str, str]:
     return name.removesuffix(suffix), suffix
 
 
+def run_method(name: str) -> str:
+    """A run's method by its registered name: "slot.format" of "M.6.format"; ValueError for an unknown one."""
+    method, suffix = split_name(name)
+    return method_name(method) + suffix
+
+
 def grid(methods: Sequence[str], capacities: Sequence[int], seeds: Sequence[int]) -> list[tuple[str, int, int]]:
     """(method, capacity, seed) of the runs that these make, in the order in which they are made.
 
     The baseline and LoRA have no memory to make larger: one run a seed, at 1x.
     """
     return list(dict.fromkeys((method, 1 if method == "baseline" or method.endswith(LORA) else capacity, seed)
-                              for seed in seeds for capacity in capacities for method in methods))
+                              for seed in seeds for capacity in capacities for method in map(run_method, methods)))
 
 
 def run_of(name: str) -> tuple[str, int, int]:
-    """(method, capacity, seed) of a run's folder: ("slot.format", 10, 42) of "slot.format-10x-seed42"."""
+    """(method, capacity, seed) of a run's folder: ("slot.format", 10, 42) of "slot.format-10x-seed42", or with M.6."""
     found = re.fullmatch(r"([\w.]+)-(\d+)x-seed(\d+)", name)
     if found is None:
         raise ValueError(f"{name!r} names no run: give a method, a capacity and a seed as in slot-1x-seed42")
-    return found[1], int(found[2]), int(found[3])
+    return run_method(found[1]), int(found[2]), int(found[3])
 
 
 @dataclass(frozen=True)
