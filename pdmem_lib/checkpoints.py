@@ -18,7 +18,7 @@ import torch
 
 from . import prompts
 from .backbone import use_bf16
-from .files import checksum, file_checksum, load_json, load_tensors, save_json, save_tensors
+from .files import as_path, checksum, file_checksum, load_json, load_tensors, save_json, save_tensors
 from .locomo import Conversation, data_sha256
 from .memory import MemoryModel
 from .methods import State
@@ -77,7 +77,7 @@ class Checkpoint:
 
     def __init__(self, file: str | Path, seconds: float, run: Mapping[str, Any],
                  parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer):
-        self.file, self.seconds, self.run = Path(file), seconds, json.loads(json.dumps(run))
+        self.file, self.seconds, self.run = as_path(file), seconds, json.loads(json.dumps(run))
         self.parameters, self.optimizer = parameters, optimizer
         self.kept = monotonic()
 
@@ -131,8 +131,8 @@ class Results:
     """
 
     def __init__(self, file: str | Path | None = None, run: Mapping[str, Any] | None = None):
-        self.file, self.run = file, json.loads(json.dumps(run or {}))
-        self.made: list[Any] = self._restore() if file is not None else []
+        self.file, self.run = None if file is None else as_path(file), json.loads(json.dumps(run or {}))
+        self.made: list[Any] = self._restore() if self.file else []
         self.given = 0
 
     def _restore(self) -> list[Any]:
@@ -156,7 +156,7 @@ class Results:
         """The next result, made by ``make`` and kept unless it is known."""
         if not self.known:
             self.made.append(make())
-            if self.file is not None:
+            if self.file:
                 save_json(self.file, {"run": self.run, "results": self.made})
         self.given += 1
         return self.made[self.given - 1]

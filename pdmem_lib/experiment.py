@@ -24,7 +24,7 @@ from . import cards, locomo
 from .backbone import TINY_NAMES, Backbone, resolve_backbone, use_bf16
 from .evaluation import Evaluation, EvaluateSettings, frozen_answers, sample_questions
 from .estimates import FORMAT, LORA
-from .files import atomic_path, file_checksum, load_json, save_json
+from .files import as_path, atomic_path, file_checksum, is_file, load_json, read_bytes, save_json
 from .locomo import Conversation
 from .lora import LoRAModel
 from .memory import MemoryModel
@@ -347,10 +347,16 @@ def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "p
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:
-    """The record of the finished run in ``folder``; ValueError where it or a table that it names is damaged."""
-    file = Path(folder) / "record.json"
+    """The record of the finished run in ``folder``; ValueError where it or a table that it names is damaged,
+    FileNotFoundError where either is missing."""
+    file = as_path(folder) / "record.json"
     record = read_record(file)
-    for name, checksum in record.get("files", {}).items():
+    written = record.get("files", {})
+    if not isinstance(written, dict):
+        raise ValueError(f"{file} is damaged (its files are a {type(written).__name__}): make the run again")
+    for name, checksum in written.items():
+        if not is_file(file.with_name(name)):
+            raise FileNotFoundError(f"{file.parent} holds no {name}, which its record names: make the run again")
         if file_checksum(file.with_name(name)) != checksum:
             raise ValueError(f"{file.with_name(name)} is damaged (its checksum differs): make the run again")
     return record
@@ -361,11 +367,15 @@ def read_record(file: str | Path) -> dict[str, Any]:
 
     One written before records carried checksums is taken at its word.
     """
+    if not is_file(as_path(file)):
+        raise FileNotFoundError(f"there is no record {file}: make the run, or correct the path")
     try:
-        record = json.loads(Path(file).read_bytes())
-        checked = "checksum" in record
-    except (ValueError, TypeError) as error:
+        record = json.loads(read_bytes(Path(file)))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}): make the run again") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{file} is damaged (it holds a {type(record).__name__}): make the run again")
+    checked = "checksum" in record
     return load_json(file, "make the run again") if checked else record
 
 

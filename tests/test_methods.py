@@ -574,9 +574,7 @@ def test_attention_to_memory(tiny, model, method, caplog):
     T, kind = len(tiny.token_ids(TEXT)), m.injection("own", inputs_of(m, TEXT))
     attention = m.attention_to_memory(TEXT)
     if kind is None:
-        with caplog.at_level("INFO"):
-            assert attention is None and m.attention_to_memory(TEXT) is None
-        assert "reads nothing" in caplog.text
+        assert attention is None and "baseline with memory 'own' reads nothing" in caplog.text
         return
     M = T if m.adapter.needs_inputs else m.settings.num_entries
     assert attention.shape == (tiny.num_layers, tiny.num_heads, T, M)
@@ -587,7 +585,7 @@ def test_attention_to_memory(tiny, model, method, caplog):
     else:
         assert mass.max() <= 1 + 1e-5 and mass.mean() > 1e-3
         assert fresh.attention_to_memory(TEXT).max() == 0  # gates at 0: silent, and said so
-    assert m.attention_to_memory(TEXT, memory="off") is None
+    assert m.attention_to_memory(TEXT, memory="off") is None and "with memory 'off' reads nothing" in caplog.text
     assert not torch.equal(attention, m.attention_to_memory(TEXT, memory="zero"))
     assert m.state and torch.equal(m.logits(TEXT), m.logits(TEXT))  # looking leaves nothing behind
 

@@ -305,6 +305,21 @@ def test_a_damaged_run_is_not_reported(tiny, tmp_path):
     assert load_record(tmp_path) == record
 
 
+@pytest.mark.parametrize("text", ["[]", "3", '{"files": 3}', '{"files": ["a.csv"]}', "[" * 100_000, "{"], ids=lambda text: text[:12])
+def test_what_is_no_record_is_damaged(tmp_path, text):
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(ValueError, match="record.json is damaged .*make the run again"):
+        load_record(tmp_path)
+
+
+def test_a_record_or_table_that_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no record .*record.json: make the run"):
+        load_record(tmp_path)
+    (tmp_path / "record.json").write_text('{"files": {"summary.csv": "00000000"}}')
+    with pytest.raises(FileNotFoundError, match="holds no summary.csv, which its record names: make the run again"):
+        load_record(tmp_path)
+
+
 def test_every_module_that_decides_a_run_counts_in_its_checkpoint():
     """A new one must be listed, here or there: else a killed run goes on from what other code has made."""
     library = Path(checkpoints.__file__).parent
