@@ -26,7 +26,7 @@ from .backbone import Backbone, use_bf16
 from .checkpoints import Results, identity_of_asking
 from .files import cache_folder, load_json, save_json
 from .locomo import CATEGORIES, Conversation, Question, require_own_ids
-from .memory import Memory, MemoryModel
+from .memory import Memory, MemoryModel, required_model
 from .methods import State
 from .settings import Settings
 from .states import banks_by_session, encode_all
@@ -150,11 +150,13 @@ def evaluate(model: MemoryModel, conversations: Iterable[Conversation], checkpoi
     """
     import pandas as pd
 
+    required_model(model)
     s = EvaluateSettings.from_mapping(settings)
     conversations = require_own_ids(conversations)
     asked = sample_questions(conversations, s.questions_per_bucket)
     if not asked:
         raise ValueError("there is no question to ask: give conversations that have questions")
+    _require_scorable(asked)
     prompts.require_fitting(model.backbone, ((id, q) for id, _, q in asked), s.max_new_tokens)
     with_banks = s.memory == "own" and bool(model.adapter.initial_state())
     states = encode_all(model.backbone, conversations, s.progress, s.autocast) if with_banks else {}
@@ -193,6 +195,18 @@ def evaluate(model: MemoryModel, conversations: Iterable[Conversation], checkpoi
         turns = provenance.find_turns(model, conversations, asked, states, s.progress, s.autocast, relative=True)
     learnt = pd.DataFrame(checkpoints, columns=["session", "conversation", "question", "f1"])
     return Evaluation(table, learnt, turns, ask.earlier)
+
+
+def _require_scorable(asked: Sequence[tuple[str, int, Question]]) -> None:
+    """ValueError that names the first question whose category or lag has no place in a table, before any is asked."""
+    for id, number, q in asked:
+        where = f"question {number} of conversation {id!r}"
+        if q.category not in CATEGORIES:
+            raise ValueError(f"{where} has category {q.category!r}: give it one of {', '.join(map(str, CATEGORIES))}")
+        try:
+            metrics.bucket_of(q.lag)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where} has lag {q.lag!r}: give the number of turns that follow its evidence") from error
 
 
 def sample_questions(conversations: Sequence[Conversation],
