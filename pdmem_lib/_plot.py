@@ -50,13 +50,17 @@ NEUTRAL = Look("", INK, "circle")  # for the legend, which names no method, and 
 
 
 def look_of(method: str) -> Look:
-    """A method's look: its name is its class's; one without a colour here, as a reader's own, is a grey hexagon.
+    """A method's look, by name or alias: its name is its class's; one without a colour here, as a reader's own, is a
+    grey hexagon.
 
     So is what was trained beside a method: "slot.format" is labelled "M.6 Slots, format".
     """
+    of_alias = aliases()
+    if given := next((alias for alias in of_alias if f"{method}.".startswith(f"{alias}.")), None):
+        method = of_alias[given] + method.removeprefix(given)
     name, _, beside = method.partition(".")
     known = REGISTRY.get(name)
-    alias = next((alias for alias, its in aliases().items() if its == name), None)  # a reader's own may inherit one, or none
+    alias = next((alias for alias, its in of_alias.items() if its == name), None)  # a reader's own may inherit one, or none
     title = getattr(known, "title", name) if alias or "title" in vars(known or object) else method
     label = f"{alias} {title}" if alias not in (None, name) else title
     label = f"{label}, {beside}" if beside and known else label

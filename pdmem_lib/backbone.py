@@ -25,6 +25,7 @@ from tqdm import tqdm
 from . import seam
 from .files import atomic_path, cache_folder, require_sealed, seal
 from .locomo import texts_of
+from .settings import SEEDS, whole_number
 
 log = logging.getLogger(__name__)
 
@@ -276,6 +277,7 @@ def load_backbone(name: str = "auto", seed: int = 42, device: str | torch.device
     is one line on stderr. ``seed`` matters to the tiny models only (random weights). ``device`` None: CUDA where there
     is one, else the CPU.
     """
+    seed, device = whole_number("seed", seed, *SEEDS), _device(device)
     asked, (name, why) = name, resolve_backbone(str(name))
     if asked == "auto":
         print(why, file=sys.stderr)
@@ -290,10 +292,18 @@ def load_backbone(name: str = "auto", seed: int = 42, device: str | torch.device
     if family is None:
         raise ValueError(f"{name} is of type {model.config.model_type!r}; the injection seam knows {sorted(FAMILIES)}: "
                          "add the type to backbone.FAMILIES and its blocks to seam.blocks")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Backbone(name, family, model.to(device), tokenizer)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device to compute on; ValueError for what names none, RuntimeError for CUDA where there is none."""
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"unknown device {device!r}: leave it out, or give 'cpu' or 'cuda'") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(f"device {device}: this torch finds no CUDA; leave device out, or give 'cpu'")
-    return Backbone(name, family, model.to(device), tokenizer)
+    return device
 
 
 def resolve_backbone(name: str = "auto") -> tuple[str, str]:
@@ -426,6 +436,6 @@ def _tiny(name: str, seed: int):
                              num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.08, **common)
         build = LlamaForCausalLM
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # transformers initialises from the global generator;
-        torch.manual_seed(seed)  # leave it as it was
+        torch.default_generator.manual_seed(seed)  # leave it as it was; torch.manual_seed would reseed every device's
         model = build._from_config(config, dtype=torch.float32)
     return model, tokenizer

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from . import prompts
 from .backbone import use_bf16
-from .files import checksum, file_checksum, load_json, load_tensors, save_json, save_tensors
+from .files import as_path, checksum, file_checksum, load_json, load_tensors, save_json, save_tensors
 from .locomo import Conversation, data_sha256
 from .memory import MemoryModel
 from .methods import State
@@ -33,13 +34,14 @@ def identity(model: MemoryModel, conversations: Iterable[Conversation], banks: M
              settings: Settings) -> dict[str, Any]:
     """What decides the weights that a training ends with; taken before its first step."""
     return _identity(model, conversations, "training", settings, CODE) | {
-        "banks": checksum({f"{id}/{name}": tensor for id, bank in banks.items() for name, tensor in bank.items()}),
-        "initial_weights": _weights(model)}
+        "banks": _banks(banks), "initial_weights": _weights(model)}
 
 
-def identity_of_asking(model: MemoryModel, conversations: Iterable[Conversation], settings: Settings) -> dict[str, Any]:
-    """What decides the answers and scores of an evaluation."""
-    return _identity(model, conversations, "evaluation", settings, (*CODE, *ASKING)) | {"weights": _weights(model)}
+def identity_of_asking(model: MemoryModel, conversations: Iterable[Conversation], banks: Mapping[str, State],
+                       settings: Settings) -> dict[str, Any]:
+    """What decides the answers and scores of an evaluation; ``banks`` are those that it asks under, by any names."""
+    return _identity(model, conversations, "evaluation", settings, (*CODE, *ASKING)) | {
+        "banks": _banks(banks), "weights": _weights(model)}
 
 
 def _identity(model: MemoryModel, conversations: Iterable[Conversation], of: str, settings: Settings,
@@ -49,9 +51,13 @@ def _identity(model: MemoryModel, conversations: Iterable[Conversation], of: str
         "model": type(model).__name__, **asdict(model.settings), "trainable_parameters": model.num_trainable,
         **{f"{of} {name}": value for name, value in asdict(settings).items() if name not in ("progress", "autocast")},
         "bf16": use_bf16(settings.autocast, model.backbone.device), "device": model.backbone.device.type,
-        "torch": torch.__version__,
+        "torch": torch.__version__, "prompt": [prompts.PROMPT, prompts.ANSWER],  # as they are now: one may have set them
         "code": "".join(file_checksum(Path(__file__).with_name(f"{name}.py")) for name in code),
     }
+
+
+def _banks(banks: Mapping[str, State]) -> str:
+    return checksum({f"{id}/{name}": tensor for id, bank in banks.items() for name, tensor in bank.items()})
 
 
 def _weights(model: MemoryModel) -> str:
@@ -71,7 +77,7 @@ class Checkpoint:
 
     def __init__(self, file: str | Path, seconds: float, run: Mapping[str, Any],
                  parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer):
-        self.file, self.seconds, self.run = Path(file), seconds, json.loads(json.dumps(run))
+        self.file, self.seconds, self.run = as_path(file), seconds, json.loads(json.dumps(run))
         self.parameters, self.optimizer = parameters, optimizer
         self.kept = monotonic()
 
@@ -125,8 +131,8 @@ class Results:
     """
 
     def __init__(self, file: str | Path | None = None, run: Mapping[str, Any] | None = None):
-        self.file, self.run = file, json.loads(json.dumps(run or {}))
-        self.made: list[Any] = self._restore() if file is not None else []
+        self.file, self.run = None if file is None else as_path(file), json.loads(json.dumps(run or {}))
+        self.made: list[Any] = self._restore() if self.file else []
         self.given = 0
 
     def _restore(self) -> list[Any]:
@@ -150,7 +156,7 @@ class Results:
         """The next result, made by ``make`` and kept unless it is known."""
         if not self.known:
             self.made.append(make())
-            if self.file is not None:
+            if self.file:
                 save_json(self.file, {"run": self.run, "results": self.made})
         self.given += 1
         return self.made[self.given - 1]

@@ -26,7 +26,7 @@ from .backbone import Backbone, use_bf16
 from .checkpoints import Results, identity_of_asking
 from .files import cache_folder, load_json, save_json
 from .locomo import CATEGORIES, Conversation, Question, require_own_ids
-from .memory import Memory, MemoryModel
+from .memory import Memory, MemoryModel, required_model
 from .methods import State
 from .settings import Settings
 from .states import banks_by_session, encode_all
@@ -150,11 +150,13 @@ def evaluate(model: MemoryModel, conversations: Iterable[Conversation], checkpoi
     """
     import pandas as pd
 
+    required_model(model)
     s = EvaluateSettings.from_mapping(settings)
     conversations = require_own_ids(conversations)
     asked = sample_questions(conversations, s.questions_per_bucket)
     if not asked:
         raise ValueError("there is no question to ask: give conversations that have questions")
+    _require_scorable(asked)
     prompts.require_fitting(model.backbone, ((id, q) for id, _, q in asked), s.max_new_tokens)
     with_banks = s.memory == "own" and bool(model.adapter.initial_state())
     states = encode_all(model.backbone, conversations, s.progress, s.autocast) if with_banks else {}
@@ -167,7 +169,7 @@ def evaluate(model: MemoryModel, conversations: Iterable[Conversation], checkpoi
     total = sum(len(rows) for _, state, rows in places if state is not None)
     total += sum(len(rows) * (1 + (name in s.answered)) for rows, memories in jobs for name, _ in memories)
     with tqdm(total=total, desc=f"evaluate {model.method}", unit="answer", disable=not s.progress, mininterval=1.0) as bar:
-        kept = Results(checkpoint, checkpoint and identity_of_asking(model, conversations, s))
+        kept = Results(checkpoint, checkpoint and identity_of_asking(model, conversations, _asked_under(model, places, final), s))
         ask = _Asker(model, asked, s, bar.update, kept)
         for rows, memories in jobs:
             ask.into(table, rows, memories)
@@ -193,6 +195,18 @@ def evaluate(model: MemoryModel, conversations: Iterable[Conversation], checkpoi
         turns = provenance.find_turns(model, conversations, asked, states, s.progress, s.autocast, relative=True)
     learnt = pd.DataFrame(checkpoints, columns=["session", "conversation", "question", "f1"])
     return Evaluation(table, learnt, turns, ask.earlier)
+
+
+def _require_scorable(asked: Sequence[tuple[str, int, Question]]) -> None:
+    """ValueError that names the first question whose category or lag has no place in a table, before any is asked."""
+    for id, number, q in asked:
+        where = f"question {number} of conversation {id!r}"
+        if q.category not in CATEGORIES:
+            raise ValueError(f"{where} has category {q.category!r}: give it one of {', '.join(map(str, CATEGORIES))}")
+        try:
+            metrics.bucket_of(q.lag)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where} has lag {q.lag!r}: give the number of turns that follow its evidence") from error
 
 
 def sample_questions(conversations: Sequence[Conversation],
@@ -405,6 +419,12 @@ def _write_banks(model: MemoryModel, conversations: Sequence[Conversation], aske
                 kept[c.id, session] = state
             final[c.id] = state
     return [(number, kept.get((id, held)), rows) for id, number, held, rows in places], final
+
+
+def _asked_under(model: MemoryModel, places, final: dict[str, State]) -> dict[str, State]:
+    """Every bank of `_write_banks` and P_0, which say how ``model`` writes: its write maps are no parameters."""
+    earlier = {f"at {i}": state for i, (_, state, _) in enumerate(places) if state is not None}
+    return {"initial": model.adapter.initial_state(), **earlier, **{f"of {id}": state for id, state in final.items()}}
 
 
 def checkpoints(conversations: Sequence[Conversation], asked: Sequence[tuple[str, int, Question]],

@@ -24,7 +24,7 @@ from . import cards, locomo
 from .backbone import TINY_NAMES, Backbone, resolve_backbone, use_bf16
 from .evaluation import Evaluation, EvaluateSettings, frozen_answers, sample_questions
 from .estimates import FORMAT, LORA
-from .files import atomic_path, file_checksum, load_json, save_json
+from .files import as_path, atomic_path, file_checksum, is_file, load_json, read_bytes, save_json
 from .locomo import Conversation
 from .lora import LoRAModel
 from .memory import MemoryModel
@@ -133,9 +133,8 @@ class Experiment(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        name, suffix = split_name(self.method)
-        object.__setattr__(self, "method", method_name(name) + suffix)
-        if suffix and self.method.startswith("baseline"):
+        object.__setattr__(self, "method", run_method(self.method))
+        if split_name(self.method)[1] and self.method.startswith("baseline"):
             raise ValueError(f"{self.method!r}: the baseline has no adapter to train; name one of {', '.join(METHODS)}")
         if self.preset not in PRESETS:
             raise ValueError(f"unknown preset {self.preset!r}: known are {', '.join(PRESETS)}")
@@ -193,21 +192,27 @@ def split_name(name: str) -> tuple[str, str]:
     return name.removesuffix(suffix), suffix
 
 
+def run_method(name: str) -> str:
+    """A run's method by its registered name: "slot.format" of "M.6.format"; ValueError for an unknown one."""
+    method, suffix = split_name(name)
+    return method_name(method) + suffix
+
+
 def grid(methods: Sequence[str], capacities: Sequence[int], seeds: Sequence[int]) -> list[tuple[str, int, int]]:
     """(method, capacity, seed) of the runs that these make, in the order in which they are made.
 
     The baseline and LoRA have no memory to make larger: one run a seed, at 1x.
     """
     return list(dict.fromkeys((method, 1 if method == "baseline" or method.endswith(LORA) else capacity, seed)
-                              for seed in seeds for capacity in capacities for method in methods))
+                              for seed in seeds for capacity in capacities for method in map(run_method, methods)))
 
 
 def run_of(name: str) -> tuple[str, int, int]:
-    """(method, capacity, seed) of a run's folder: ("slot.format", 10, 42) of "slot.format-10x-seed42"."""
+    """(method, capacity, seed) of a run's folder: ("slot.format", 10, 42) of "slot.format-10x-seed42", or with M.6."""
     found = re.fullmatch(r"([\w.]+)-(\d+)x-seed(\d+)", name)
     if found is None:
         raise ValueError(f"{name!r} names no run: give a method, a capacity and a seed as in slot-1x-seed42")
-    return found[1], int(found[2]), int(found[3])
+    return run_method(found[1]), int(found[2]), int(found[3])
 
 
 @dataclass(frozen=True)
@@ -342,10 +347,16 @@ def save_run(experiment: Experiment, model: MemoryModel, data: Data, history: "p
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:
-    """The record of the finished run in ``folder``; ValueError where it or a table that it names is damaged."""
-    file = Path(folder) / "record.json"
+    """The record of the finished run in ``folder``; ValueError where it or a table that it names is damaged,
+    FileNotFoundError where either is missing."""
+    file = as_path(folder) / "record.json"
     record = read_record(file)
-    for name, checksum in record.get("files", {}).items():
+    written = record.get("files", {})
+    if not isinstance(written, dict):
+        raise ValueError(f"{file} is damaged (its files are a {type(written).__name__}): make the run again")
+    for name, checksum in written.items():
+        if not is_file(file.with_name(name)):
+            raise FileNotFoundError(f"{file.parent} holds no {name}, which its record names: make the run again")
         if file_checksum(file.with_name(name)) != checksum:
             raise ValueError(f"{file.with_name(name)} is damaged (its checksum differs): make the run again")
     return record
@@ -356,11 +367,15 @@ def read_record(file: str | Path) -> dict[str, Any]:
 
     One written before records carried checksums is taken at its word.
     """
+    if not is_file(as_path(file)):
+        raise FileNotFoundError(f"there is no record {file}: make the run, or correct the path")
     try:
-        record = json.loads(Path(file).read_bytes())
-        checked = "checksum" in record
-    except (ValueError, TypeError) as error:
+        record = json.loads(read_bytes(Path(file)))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}): make the run again") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{file} is damaged (it holds a {type(record).__name__}): make the run again")
+    checked = "checksum" in record
     return load_json(file, "make the run again") if checked else record
 
 

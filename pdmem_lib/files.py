@@ -21,6 +21,7 @@ from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
 if TYPE_CHECKING:
+    from safetensors import safe_open
     from torch import Tensor
 
 SEAL = "checksums.json"  # of a folder's files
@@ -33,6 +34,45 @@ class StorageError(OSError, RuntimeError):
         reason = getattr(error, "strerror", None) or error
         super().__init__(getattr(error, "errno", None) or errno.EIO, f"could not write {target}: {reason}; free some "
                          "space or choose another folder (PDMEM_CACHE sets the cache's)")
+
+
+class ReadError(OSError, RuntimeError):
+    """A file or folder is there and could not be read: no permission, a broken disk."""
+
+    def __init__(self, source: str | Path, error: OSError):
+        super().__init__(error.errno or errno.EIO, f"could not read {source} ({error.strerror or error}): see to it that you may "
+                         "read it and enter the folders above it, or give the path of a copy")
+
+
+@contextmanager
+def reading(source: str | Path) -> Iterator[None]:
+    """What the system refuses meanwhile is a `ReadError` that names ``source``; what is missing a FileNotFoundError."""
+    try:
+        yield
+    except (FileNotFoundError, ReadError, StorageError):
+        raise
+    except OSError as error:
+        raise ReadError(source, error) from error
+
+
+def as_path(path: str | os.PathLike) -> Path:
+    """``path`` as a Path; ValueError for what names no file: None, a number, bytes."""
+    try:
+        return Path(path)
+    except TypeError as error:
+        raise ValueError(f"a {type(path).__name__} is no path: give a string or a pathlib.Path") from error
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file lies there; `ReadError` where the system does not let us see."""
+    with reading(path):
+        return path.is_file()
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content; `ReadError` where the system refuses."""
+    with reading(path):
+        return path.read_bytes()
 
 
 def cache_folder(*parts: str) -> Path:
@@ -53,7 +93,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     folder writers the first stays). What the system refuses is a `StorageError` with the path in it. What a killed
     writer of this machine left beside ``target`` is removed.
     """
-    target = Path(target)
+    target = as_path(target)
     workshop = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -114,17 +154,26 @@ def save_tensors(file: str | Path, tensors: Mapping[str, "Tensor"], metadata: Ma
         save_file(tensors, partial, metadata={**(metadata or {}), "checksum": checksum(tensors, metadata)})
 
 
+@contextmanager
+def open_tensors(file: Path) -> Iterator["safe_open"]:
+    """A safetensors file, opened; `ReadError` where the system refuses: safetensors then says that there is none."""
+    from safetensors import safe_open
+
+    with reading(file):
+        open(file, "rb").close()
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+
+
 def load_tensors(file: str | Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
     """(tensors, metadata) of `save_tensors`, mapped from the file and checked; ValueError for a damaged one.
 
     The file may be replaced while it is in use, as `save_tensors` does; it must not be cut short in place.
     """
-    from safetensors import safe_open
-
-    if not Path(file).is_file():
+    if not is_file(file := as_path(file)):
         raise FileNotFoundError(f"there is no file {file}: correct the path")
     try:
-        with safe_open(file, framework="pt") as opened:
+        with open_tensors(file) as opened:
             metadata = dict(opened.metadata() or {})
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
     except SafetensorError as error:
@@ -148,7 +197,7 @@ def save_json(file: str | Path, content: Mapping[str, Any], indent: int | None =
 def load_json(file: str | Path, mend: str = "write it again") -> dict[str, Any]:
     """What `save_json` wrote; ValueError, which ends in ``mend``, for a damaged file."""
     try:
-        content = json.loads(Path(file).read_bytes())
+        content = json.loads(read_bytes(Path(file)))
         written = content.pop("checksum")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged or was not written by pdmem ({error}): {mend}") from error
@@ -179,7 +228,7 @@ def require_sealed(folder: Path) -> None:
 def file_checksum(path: Path) -> str:
     """CRC-32 (8 hex digits) of a file's bytes."""
     crc = 0
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         while piece := file.read(1 << 20):
             crc = zlib.crc32(piece, crc)
     return f"{crc:08x}"

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from . import persistence
-from .files import StorageError, atomic_path
+from .files import ReadError, StorageError, as_path, atomic_path, is_file, reading
 from .methods import State
 from .persistence import LogEntry, SavedState
 
@@ -65,7 +65,7 @@ class Journal:
     """A session's folder, open for writing unless ``read_only``. The session decides what happens, this writes it down."""
 
     def __init__(self, folder: str | Path, model: "MemoryModel", read_only: bool = False):
-        self.folder, self.read_only = Path(folder), read_only
+        self.folder, self.read_only = as_path(folder), read_only
         self.model, self._belongs_to = model, persistence.identity(model)
         self._end = End()
         self._lock = None if read_only else _lock(self.folder)
@@ -85,7 +85,7 @@ class Journal:
     @property
     def exists(self) -> bool:
         """Whether the folder holds a session."""
-        return (self.folder / STATE).is_file()
+        return is_file(self.folder / STATE)
 
     def load(self) -> tuple[Point, list[LogEntry], dict[str, Point], dict[str, State]]:
         """(where the session stands, its log, snapshots by name, merged states by hash); a new folder is set up."""
@@ -118,7 +118,7 @@ class Journal:
     def _read(self, saved: SavedState) -> tuple[Point, list[LogEntry], list[str]]:
         """The point, its log, and the chain after each line; ValueError for a log that is not the state's."""
         now, name, chain = _point(saved)
-        if not (self.folder / name).is_file() and now.entries:
+        if not is_file(self.folder / name) and now.entries:
             raise FileNotFoundError(f"{self.folder} holds no {name}, the log of its state: put it back from a copy")
         entries: list[LogEntry] = []
         end, chains = End(name), [""]
@@ -137,7 +137,7 @@ class Journal:
 
     def _lines(self, name: str, entries: int) -> Iterable[bytes]:
         if entries:
-            with open(self.folder / name, "rb") as file:
+            with reading(self.folder / name), open(self.folder / name, "rb") as file:
                 yield from (line for _, line in zip(range(entries), file, strict=False))
 
     def _end_after(self, entries: int) -> End:
@@ -243,16 +243,17 @@ def _readable(file: Path) -> SavedState | None:
     """A state that the session can go on without."""
     try:
         return persistence.read_state(file)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, ReadError) as error:
         log.warning("the session goes on without %s: %s", file.name, error)
         return None
 
 
 def adapter_of(folder: str | Path) -> Path:
     """Where a session's folder keeps its adapter."""
-    if not (Path(folder) / STATE).is_file():
+    folder = as_path(folder)
+    if not is_file(folder / STATE):
         raise FileNotFoundError(f"{folder} holds no session: make one with Session(model, folder)")
-    return Path(folder) / _adapter_name(persistence.read_state(Path(folder) / STATE).adapter_fingerprint)
+    return folder / _adapter_name(persistence.read_state(folder / STATE).adapter_fingerprint)
 
 
 def _adapter_name(fingerprint: str | None) -> str:

@@ -21,7 +21,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import StorageError, cache_folder
+from .files import StorageError, as_path, cache_folder, is_file, read_bytes, reading
 
 if TYPE_CHECKING:
     import datasets
@@ -92,6 +92,8 @@ class Conversation:
     def turn(self, id: str) -> Turn:
         """The turn with this id; ValueError when there is none."""
         if id not in self._turn_by_id:
+            if not self.turns:
+                raise ValueError(f"{self.id} has no turn {id!r}: it has no turns at all, give it some.")
             first, last = self.turns[0].id, self.turns[-1].id
             raise ValueError(f"{self.id} has no turn {id!r}: its ids run from {first} to {last}.")
         return self._turn_by_id[id]
@@ -117,11 +119,17 @@ def texts_of(turns: str | Turn | Iterable[str | Turn]) -> list[str]:
     return list(map(str, turns))
 
 
-def require_own_ids(conversations: Iterable[Conversation]) -> list[Conversation]:
-    """The conversations, each with an id of its own; else a ValueError: banks are kept by id, one would stand for two."""
+def listed(conversations: Iterable[Conversation]) -> list[Conversation]:
+    """The conversations as a list; ValueError for one alone, and for what is none."""
     given = list(conversations) if isinstance(conversations, Iterable) else [conversations]
     if isinstance(conversations, Conversation) or not all(isinstance(c, Conversation) for c in given):
         raise ValueError("give a list of conversations, as load_locomo and synthetic_conversations make it")
+    return given
+
+
+def require_own_ids(conversations: Iterable[Conversation]) -> list[Conversation]:
+    """The conversations, each with an id of its own; else a ValueError: banks are kept by id, one would stand for two."""
+    given = listed(conversations)
     counts = Counter(c.id for c in given)
     if len(counts) < len(given):
         id, times = counts.most_common(1)[0]
@@ -135,9 +143,9 @@ def load_locomo(path: str | os.PathLike | None = None) -> list[Conversation]:
     `path` may be any such JSON and is read as it is. Without it the official file is taken from PDMEM_LOCOMO, else from
     the cache folder (PDMEM_CACHE moves it), else from GitHub into that folder; its size and sha256 must be the known
     ones. Raises FileNotFoundError for a missing file, ValueError for an altered or malformed one, RuntimeError when the
-    download fails.
+    download fails or the system does not let us read (`files.ReadError`).
     """
-    source = Path(path) if path is not None else local_copy() or _download()
+    source = as_path(path) if path is not None else local_copy() or _download()
     content = _read(source) if path is not None else _read_official(source)
     try:
         records = json.loads(content)
@@ -174,7 +182,8 @@ def local_copy() -> Path | None:
         cached = cache_folder() / FILE_NAME
     except OSError:  # no such folder can be made: _download says so
         return None
-    return cached if cached.exists() else None
+    with reading(cached):
+        return cached if cached.exists() else None
 
 
 def _download() -> Path:
@@ -194,9 +203,9 @@ def _download() -> Path:
 
 
 def _read(path: Path) -> bytes:
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"There is no LoCoMo file at {path}: correct the path, or PDMEM_LOCOMO if it is set.")
-    return path.read_bytes()
+    return read_bytes(path)
 
 
 def _read_official(path: Path) -> bytes:
@@ -323,18 +332,31 @@ def _refuse_repeats(ids: list[str], where: str, what: str) -> None:
 
 
 def data_sha256(conversations: list[Conversation]) -> str:
-    """Hex sha256 of the content as canonical JSON: the same conversations give it on every machine."""
-    canonical = json.dumps([asdict(c) for c in conversations], sort_keys=True, separators=(",", ":"))
+    """Hex sha256 of the content as canonical JSON: the same conversations give it on every machine.
+
+    A turn of a class of its own counts by what is written of it too, where that is another text than a `Turn`'s.
+    """
+    conversations = list(conversations)
+    contents = [asdict(c) for c in conversations]
+    for content, c in zip(contents, conversations, strict=True):
+        for row, turn in zip(content["turns"], c.turns, strict=True):
+            if str(turn) != Turn.utterance.fget(turn):
+                row["written"] = str(turn)
+    canonical = json.dumps(contents, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def split(conversations: list[Conversation]) -> tuple[list[Conversation], list[Conversation]]:
-    """(train, test): of LoCoMo's ten the last three are the test [C], of any n the last max(1, round(0.3 n)) [D]."""
+def split(conversations: Iterable[Conversation]) -> tuple[list[Conversation], list[Conversation]]:
+    """(train, test): of LoCoMo's ten the last three are the test [C], of any n the last max(1, round(0.3 n)) [D].
+
+    ValueError for fewer than two, and for what are no conversations.
+    """
+    conversations = listed(conversations)
     n = len(conversations)
     if n < 2:
         raise ValueError(f"{n} conversation(s) cannot be split into train and test: give at least two.")
     first_test = n - max(1, round(0.3 * n))
-    return list(conversations[:first_test]), list(conversations[first_test:])
+    return conversations[:first_test], conversations[first_test:]
 
 
 def to_dataset_dict(conversations: list[Conversation], table: str = "questions") -> datasets.DatasetDict:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import seam
 from .backbone import Backbone, load_backbone, required
-from .files import atomic_path, load_tensors, save_tensors
+from .files import as_path, atomic_path, is_file, load_tensors, read_bytes, save_tensors
 from .memory import Memory, MemoryModel
 from .prompts import AnswerScore
 
@@ -40,9 +40,8 @@ class LoRAModel(MemoryModel):
 
         config = peft.LoraConfig(base_model_name_or_path=self.backbone.name, r=self.rank, lora_alpha=2 * self.rank,
                                  lora_dropout=0.0, target_modules=names, fan_in_fan_out=self.backbone.family == "gpt2")
-        devices = range(torch.cuda.device_count())
-        with torch.random.fork_rng(devices):  # PEFT draws from the global generators; leave them as they were
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # PEFT draws from the global generator, before it
+            torch.default_generator.manual_seed(seed)  # moves what it drew; leave it and other devices' as they were
             peft.inject_adapter_in_model(config, self.backbone.model)
         self.backbone.model.eval()
 
@@ -77,7 +76,7 @@ class LoRAModel(MemoryModel):
         """Write LoRA's weights and settings in PEFT's own format: ``peft.PeftModel.from_pretrained`` reads them too."""
         import peft
 
-        model, folder = self.backbone.model, Path(folder)
+        model, folder = self.backbone.model, as_path(folder)
         weights = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
         save_tensors(folder / "adapter_model.safetensors",
                      {f"base_model.model.{name}": weight for name, weight in weights.items()},
@@ -91,12 +90,12 @@ class LoRAModel(MemoryModel):
         """The saved model; ``backbone`` None loads the one it was trained on by its name."""
         import peft
 
-        folder = Path(folder)
+        folder = as_path(folder)
         for file in ("adapter_config.json", "adapter_model.safetensors"):
-            if not (folder / file).is_file():
+            if not is_file(folder / file):
                 raise FileNotFoundError(f"{folder} holds no {file}: give a folder written by save_pretrained")
         try:
-            config = json.loads((folder / "adapter_config.json").read_text())
+            config = json.loads(read_bytes(folder / "adapter_config.json"))
             rank, name = int(config["r"]), str(config["base_model_name_or_path"])
             tensors, metadata = load_tensors(folder / "adapter_model.safetensors")
             fingerprint = metadata["backbone_fingerprint"]

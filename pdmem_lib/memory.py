@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
-from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from .decoding import greedy_lines
 from .locomo import Turn, texts_of
 from .methods import Inputs, MemorySettings, State
 from .prompts import AnswerScore, list_of_texts, prompt_text, prompt_texts, score_targets, target_ids, target_log_probs
+from .settings import whole_number
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +94,7 @@ class MemoryModel:
         if given != expected:
             raise ValueError(f"this state holds {given}, but {self.method} at capacity {self.settings.capacity} keeps "
                              f"{expected}: use a state written by the same method and capacity")
-        if not all(t.isfinite().all() for t in state.values()):
-            raise ValueError("this state holds numbers that are not finite: use one that was written")
+        persistence.require_finite(state)
         state = {name: t.detach().to(self.backbone.device, torch.float32) for name, t in state.items()}
         return {name: t.clone() if t.is_inference() else t for name, t in state.items()}
 
@@ -198,12 +197,15 @@ class MemoryModel:
         """How much each token of ``text`` reads each entry, (L, h, T, M), on the CPU.
 
         Readers of keys and values: the softmax mass on memory times |tanh(gate)|, so a row sums to at most 1 and to 0
-        at the silent start. M.2, M.5: the branch's own softmax, whose rows sum to 1. Baseline: None, it reads nothing.
+        at the silent start. M.2, M.5: the branch's own softmax, whose rows sum to 1. Baseline: None, it reads nothing;
+        whatever gives None, the reason is said in a warning of the log.
         """
         seen: list[Tensor] = []
-        self._forward(text, memory, seen=seen)
+        injection = self._forward(text, memory, seen=seen)[1]
         if not seen:
-            log.info("%s with memory %s reads nothing: there is no attention to memory", self.method, memory)
+            under = f"memory {memory!r}" if isinstance(memory, str) else "this memory"
+            why = "reads nothing" if injection is None else "has a branch that keeps no softmax (Branch.seen)"
+            log.warning("%s with %s %s: there is no attention to memory", self.method, under, why)
             return None
         return torch.cat(seen).cpu()  # (L, h, T, M): B is 1
 
@@ -394,7 +396,7 @@ class MemoryModel:
         ``folder`` may be a repository of the model hub, "user/name", and ``revision`` its branch, tag or commit.
         """
         folder = persistence.adapter_folder(folder, revision)
-        config = persistence.read_config(folder)
+        config, tensors = persistence.read_adapter(folder)
         backbone = load_backbone(config.backbone) if backbone is None else required(backbone)
         if backbone.fingerprint != config.backbone_fingerprint:
             seed = ", seed=the one it was made with" if config.backbone in TINY_NAMES else ""
@@ -403,7 +405,7 @@ class MemoryModel:
                              f"({backbone.fingerprint[:12]}): load it with its own backbone, from_pretrained(folder, "
                              f"load_backbone({config.backbone!r}{seed}))")
         model = cls(backbone, **asdict(config.settings))
-        persistence.load_weights(model, folder, config)
+        persistence.load_weights(model, folder, config, tensors)
         return model
 
     def push_to_hub(self, repo_id: str, card: str | None = None, **options) -> str:
@@ -437,7 +439,14 @@ class MemoryModel:
         return self._state
 
 
+def required_model(model: MemoryModel) -> MemoryModel:
+    """``model`` where it is one, else a ValueError."""
+    if isinstance(model, MemoryModel):
+        return model
+    raise ValueError(f"a {type(model).__name__} is no model with a memory: give MemoryModel(backbone, method), or what "
+                     "MemoryModel.from_pretrained returns")
+
+
 def _require_counts(**numbers: int) -> None:
     for name, number in numbers.items():
-        if not isinstance(number, Integral) or number < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
+        whole_number(name, number, 1)

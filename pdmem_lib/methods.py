@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import write
 from .backbone import Backbone
 from .seam import Branch, Injection, KeyValues, join
-from .settings import Settings
+from .settings import SEEDS, Settings, whole_number
 
 State = dict[str, Tensor]  # the memory: an explicit value, passed in and returned
 
@@ -43,6 +43,7 @@ class MemorySettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         object.__setattr__(self, "method", method_name(self.method))
+        whole_number("seed", self.seed, *SEEDS)
         if self.capacity not in (1, 10):
             raise ValueError(f"unknown capacity {self.capacity!r}: known are 1 and 10; other sizes by num_entries or d_h")
         if self.num_entries is None:

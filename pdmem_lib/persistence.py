@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .files import atomic_path
+from .files import ReadError, as_path, atomic_path, is_file, open_tensors, read_bytes, reading
 from .methods import MemorySettings, State
 
 if TYPE_CHECKING:
@@ -100,21 +100,24 @@ def save_adapter(model: "MemoryModel", folder: str | Path) -> None:
     """Write the folder's two files. The weights hold the config too, so that a save cut off between the two is whole."""
     from safetensors.torch import save_file
 
+    folder, tensors = as_path(folder), {k: v.contiguous().cpu() for k, v in model.adapter.state_dict().items()}
+    _require_finite_adapter(f"this {model.method}", tensors)
     config = {"schema": SCHEMA, "backbone": model.backbone.name, "backbone_fingerprint": model.backbone.fingerprint,
               "settings": asdict(model.settings), "write_fingerprint": write_fingerprint(model),
               "fingerprint": adapter_fingerprint(model)}
-    with atomic_path(Path(folder) / WEIGHTS) as partial:
-        save_file({k: v.contiguous().cpu() for k, v in model.adapter.state_dict().items()}, partial,
-                  metadata={"format": "pt", "config": json.dumps(config)})
-    with atomic_path(Path(folder) / CONFIG) as partial:
+    with atomic_path(folder / WEIGHTS) as partial:
+        save_file(tensors, partial, metadata={"format": "pt", "config": json.dumps(config)})
+    with atomic_path(folder / CONFIG) as partial:
         partial.write_text(json.dumps(config, indent=2))
-    Path(folder, WEIGHTS).chmod(Path(folder, CONFIG).stat().st_mode)  # safetensors leaves it to its owner alone
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors leaves it to its owner alone
 
 
 def adapter_folder(name: str | Path, revision: str | None = None) -> Path:
     """A folder as it is; "user/name" where there is no such folder: fetched from the hub or found in its cache."""
-    folder = Path(name)
-    if folder.exists() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+    folder = as_path(name)
+    with reading(folder):
+        there = folder.exists()
+    if there or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
@@ -129,27 +132,28 @@ def adapter_folder(name: str | Path, revision: str | None = None) -> Path:
                                 f"({_first_line(error)}): give a folder written by save_pretrained") from error
 
 
-def read_config(folder: Path) -> AdapterConfig:
-    """The folder's ``config.json``, checked; FileNotFoundError where either file is missing.
+def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
+    """The folder's ``config.json``, checked, and the tensors; FileNotFoundError where either file is missing.
 
-    Where a save was cut off between the two files, config.json is of the weights before: where it is of other weights
-    of this method and backbone, the config in the weights is taken. If it is of these weights and says something else, but for
-    the backbone's name, which one may rename, one of the two is damaged: ValueError.
+    The weights' file is opened once, so that tensors and the config in it are of one save, whoever saves meanwhile. Where a
+    save was cut off between the two files, config.json is of the weights before: where it is of other weights of this method
+    and backbone, the config in the weights is taken. If it is of these weights and says something else, but for the
+    backbone's name, which one may rename, one of the two is damaged: ValueError.
     """
     for file in (CONFIG, WEIGHTS):
-        if not (folder / file).is_file():
+        if not is_file(folder / file):
             raise FileNotFoundError(f"{folder} holds no {file}: give a folder written by save_pretrained")
-    config = _parse_config((folder / CONFIG).read_bytes(), folder, CONFIG)
-    within = _metadata(folder / WEIGHTS).get("config")
+    config = _parse_config(read_bytes(folder / CONFIG), folder, CONFIG)
+    within, tensors = _read_weights(folder / WEIGHTS)
     if within is not None:
         within = _parse_config(within, folder, WEIGHTS)
         other_weights, same = config.fingerprint != within.fingerprint, config.settings.method == within.settings.method
         if other_weights and same and config.backbone_fingerprint == within.backbone_fingerprint:
-            return within
+            return within, tensors
         if not other_weights and replace(config, backbone=within.backbone) != within:
             raise ValueError(f"{folder / CONFIG} is damaged: it differs from the config within {WEIGHTS}; save the adapter "
                              "again")
-    return config
+    return config, tensors
 
 
 def _parse_config(text: str | bytes, folder: Path, name: str) -> AdapterConfig:
@@ -160,46 +164,49 @@ def _parse_config(text: str | bytes, folder: Path, name: str) -> AdapterConfig:
             own = [str(config[key]) if schema > 1 else None for key in ("write_fingerprint", "fingerprint")]
             return AdapterConfig(str(config["backbone"]), str(config["backbone_fingerprint"]),
                                  MemorySettings.from_mapping(config["settings"]), *own)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"{folder / name} is damaged ({error}): save the adapter again") from error
     raise ValueError(f"{folder} has schema {schema}, this version reads up to {SCHEMA}: update pdmem")
 
 
-def _metadata(weights: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
+def _read_weights(weights: Path) -> tuple[str | None, dict[str, Tensor]]:
+    """(the config within, None in a file of schema 1; the tensors)"""
     try:
-        with safe_open(weights, "pt") as file:
-            return file.metadata() or {}
+        with open_tensors(weights) as file:
+            return (file.metadata() or {}).get("config"), {name: file.get_tensor(name) for name in file.keys()}
+    except (FileNotFoundError, ReadError):
+        raise
     except Exception as error:  # safetensors raises a type of its own
         raise ValueError(f"{weights} is damaged ({_first_line(error)}): save the adapter again") from error
 
 
-def load_weights(model: "MemoryModel", folder: Path, config: AdapterConfig) -> None:
-    """Fill ``model``'s adapter from the folder and set its state to P_0."""
-    from safetensors.torch import load_file
+def _require_finite_adapter(what: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ValueError(f"{what} holds numbers that are not finite: train it again from its start, at a lower learning rate")
 
+
+def load_weights(model: "MemoryModel", folder: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Fill ``model``'s adapter with what `read_adapter` read of ``folder`` and set its state to P_0."""
     file = folder / WEIGHTS
     try:
-        model.adapter.load_state_dict(load_file(file))
-    except Exception as error:  # safetensors and torch raise their own types for a damaged file
+        model.adapter.load_state_dict(tensors)
+    except Exception as error:  # torch raises a type of its own where a name or shape differs
         raise ValueError(f"{file} is damaged or of another method ({_first_line(error)}): save the adapter "
                          "again") from error
     if config.fingerprint not in (None, adapter_fingerprint(model)):
         raise ValueError(f"{file} is damaged, or was not saved with the {CONFIG} beside it (fingerprints differ): save "
                          "the adapter again")
+    _require_finite_adapter(file, tensors)
     model.reset()
 
 
 def holds_adapter(folder: Path, wanted: str) -> bool:
     """Whether an undamaged adapter of this `adapter_fingerprint` lies in ``folder``."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        return read_config(folder).fingerprint == wanted == fingerprint(load_file(folder / WEIGHTS))
-    except (FileNotFoundError, ValueError, SafetensorError):
+        config, tensors = read_adapter(folder)
+    except (FileNotFoundError, ValueError):
         return False
+    return config.fingerprint == wanted == fingerprint(tensors)
 
 
 # ---- states ----------------------------------------------------------------------------------------------------------
@@ -260,11 +267,19 @@ def identity(model: "MemoryModel") -> dict[str, str]:
             "adapter_fingerprint": adapter_fingerprint(model)}
 
 
+def require_finite(state: State) -> None:
+    """ValueError where a tensor holds a number that is not finite."""
+    if not all(tensor.isfinite().all() for tensor in state.values()):
+        raise ValueError("this state holds numbers that are not finite: use one that was written")
+
+
 def save_state(state: State, belongs_to: Mapping[str, str], file: str | Path, turns: int | None = None,
                log: Iterable[LogEntry] = (), keep_text: bool = False, session: Mapping[str, Any] | None = None) -> None:
-    """Write ``state``, bit for bit; ``belongs_to`` is the `identity` of its model. ValueError for too long a log."""
+    """Write ``state``, bit for bit; ``belongs_to`` is the `identity` of its model. ValueError for too long a log, and for
+    numbers that are not finite, which nothing would read again."""
     from safetensors.torch import save_file
 
+    require_finite(state)
     metadata = {"schema": str(SCHEMA), **belongs_to, "state_sha256": fingerprint(state),
                 "turns": "" if turns is None else str(turns), "written": utc_now(),
                 "log": json.dumps([entry.as_json(keep_text) for entry in log]), "session": json.dumps(session or {})}
@@ -277,12 +292,12 @@ def save_state(state: State, belongs_to: Mapping[str, str], file: str | Path, tu
 
 def read_state(file: str | Path) -> SavedState:
     """A state file, checked against itself; whether it belongs to a model, `require_same_memory` says."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
-    if not Path(file).is_file():
+    if not is_file(file := as_path(file)):
         raise FileNotFoundError(f"no state file {file}: write one with save_state")
     try:
-        with safe_open(file, framework="pt") as opened:
+        with open_tensors(file) as opened:
             metadata = opened.metadata() or {}
             schema = int(metadata["schema"])
             if schema <= SCHEMA:
@@ -290,7 +305,7 @@ def read_state(file: str | Path) -> SavedState:
                 if schema > 1 and metadata["state_sha256"] != fingerprint(saved.state):
                     raise ValueError("its tensors are not those that were saved")
                 return saved
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged or no state of pdmem ({error}): write it again with save_state") from error
     raise ValueError(f"{file} has schema {schema}, this version reads up to {SCHEMA}: update pdmem")
 

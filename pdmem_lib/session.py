@@ -25,7 +25,7 @@ from . import editing, journal, persistence
 from .backbone import Backbone, slow_bar
 from .journal import Journal, Point
 from .locomo import texts_of
-from .memory import MemoryModel
+from .memory import MemoryModel, required_model
 from .methods import State
 from .persistence import LogEntry, SavedState, text_sha256, utc_now
 from .prompts import list_of_texts
@@ -56,7 +56,7 @@ class Session:
 
     def __init__(self, model: MemoryModel, folder: str | Path | None = None, keep_text: bool = False,
                  read_only: bool = False):
-        if not model.adapter.initial_state():
+        if not required_model(model).adapter.initial_state():
             raise ValueError(f"{model.method} has no memory to keep: use one of the methods that write")
         self.model, self.keep_text = model, keep_text
         self._now, self._log = Point(model.adapter.initial_state()), []

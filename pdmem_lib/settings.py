@@ -2,8 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral
 from types import NoneType, UnionType
 from typing import Any, Self, get_args, get_origin, get_type_hints
+
+SEEDS = -(2**63), 2**64 - 1  # what a torch generator takes
+
+
+def whole_number(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
+    """``value`` as an int; ValueError that says the range for another kind of thing (a bool, 1.5, "3") or one beyond it."""
+    is_one = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_one or (low is not None and value < low) or (high is not None and value > high):
+        span = "" if low is None else f" of at least {low}" if high is None else f" from {low} to {high}"
+        raise ValueError(f"{name} must be a whole number{span}, got {value!r}")
+    return int(value)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Studio:
         self.talks = list(lesson.talks() if talks is None else talks)
         if not self.talks:
             raise ValueError("there is no talk to look at: give at least one, or none for the studio's own")
-        self.schedules = lesson.SCHEDULES | (schedules or {})
+        self.schedules = lesson.SCHEDULES | {method_name(name): its for name, its in (schedules or {}).items()}
         self.choice: Choice = (model.method, model.settings.capacity)
         self.sides: dict[Choice, Side] = {self.choice: Side(model, self._known_learnt(model))}
         self.talk, self.texts, self.hidden = self.talks[0], [], []
@@ -100,8 +100,8 @@ class Studio:
         return kept[1] if same else None
 
     def schedule(self, method: str) -> lesson.Schedule:
-        """How the adapter of ``method`` would be trained; a method of one's own as M.3 is."""
-        return self.schedules.get(method, lesson.SCHEDULES["kv_extension"])
+        """How the adapter of ``method``, a name or an alias, would be trained; a method of one's own as M.3 is."""
+        return self.schedules.get(method_name(method), lesson.SCHEDULES["kv_extension"])
 
     # ---- the side that is looked at ----
     @property

@@ -16,6 +16,7 @@ from itertools import cycle
 from typing import NamedTuple
 
 from .locomo import Conversation, parse
+from .settings import whole_number
 
 NAMES = """Amara Bruno Celeste Dario Edith Farid Greta Hugo Imani Jonas Keiko Lorenz Mirja Nadia Oskar Paloma Quentin
     Rosalie Stellan Tamsin Ulrich Verena Wendel Xenia Yusuf Zelda Anselm Birgit Corin Delphine""".split()
@@ -112,9 +113,11 @@ def synthetic_locomo(n: int, sessions: int, seed: int, turns_per_session: int = 
     a fifth. Answers have one or two words; the evidence turn holds them word for word (category 1: one half in each of
     two turns; category 5: it holds the adversarial answer). From three facts on, all five categories are asked.
 
-    The same seed gives the same data, and conversation i is the same for every n. ValueError for n or sessions below 1
-    and for fewer than 8 turns a session.
+    The same seed gives the same data, and conversation i is the same for every n. ValueError for n or sessions below 1,
+    for fewer than 8 turns a session, and for what is no whole number.
     """
+    n, sessions = whole_number("n", n), whole_number("sessions", sessions)
+    turns_per_session = whole_number("turns_per_session", turns_per_session)
     if n < 1 or sessions < 1 or turns_per_session < 8:
         found = f"n={n}, sessions={sessions}, turns_per_session={turns_per_session}"
         raise ValueError(f"{found} is too little to talk about: give at least 1, 1 and 8.")

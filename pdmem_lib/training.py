@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from .checkpoints import COLUMNS, Checkpoint, identity
 from .locomo import Conversation, Question, require_own_ids
-from .memory import MemoryModel
+from .memory import MemoryModel, required_model
 from .methods import State
 from .prompts import require_fitting
-from .settings import Settings
+from .settings import SEEDS, Settings, whole_number
 from .states import encode_all, final_bank
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ class TrainSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         self.require(self.epochs >= 1 and self.batch_size >= 1, "epochs and batch_size must be at least 1")
-        self.require(self.lr > 0 and self.clip > 0, "lr and clip must be above 0")
-        self.require(self.warmup_steps >= 0 and self.weight_decay >= 0,
-                     "warmup_steps and weight_decay cannot be negative")
+        self.require(0 < self.lr < math.inf and self.clip > 0, "lr and clip must be above 0, and lr finite")
+        self.require(self.warmup_steps >= 0 and 0 <= self.weight_decay < math.inf,
+                     "warmup_steps and weight_decay must be finite and cannot be negative")
+        whole_number("seed", self.seed, *SEEDS)
         self.require(self.max_questions is None or self.max_questions >= 1, "max_questions must be at least 1, or None")
         self.require(self.memory in ("own", "initial"), f"unknown memory {self.memory!r}: known are 'own' (the bank "
                      "that the conversation wrote) and 'initial' (P_0)")
@@ -71,6 +72,7 @@ def train(model: MemoryModel, conversations: Iterable[Conversation], on_step: Ca
     """
     import pandas as pd
 
+    required_model(model)
     s = TrainSettings.from_mapping(settings)
     generator = torch.Generator().manual_seed(s.seed)
     questions = training_questions(require_own_ids(conversations), s, generator)

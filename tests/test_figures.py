@@ -156,6 +156,8 @@ def test_methods_are_told_apart_by_colour_and_by_marker():
     assert len({look.colour for look in looks}) == len({look.symbol for look in looks}) == len(looks) == 8
     assert len({(fill.dash, fill.marker, fill.hatch) for fill in map(figures.fill_of, (1, 10, 3))}) == 3
     assert figures.look_of("slot").label == "M.6 Slots"
+    assert figures.look_of("M.6") == figures.look_of("slot") and figures.look_of("M.6.lora") == figures.look_of("slot.lora")
+    assert figures.look_of("M.61").colour == figures.look_of("other").colour
     assert figures.look_of(STRANGER).label == STRANGER_ESCAPED
 
 

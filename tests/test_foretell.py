@@ -125,6 +125,7 @@ def test_what_lies_in_the_cache_costs_nothing(tiny, smoke):
 def test_a_foretelling_has_a_line_a_method_and_a_range(tmp_path, monkeypatch):
     said = []
     runs = experiment.grid(["slot", "slot.format"], [1], [42, 43, 44])
+    assert experiment.grid(["M.6", "slot", "M.6.format"], [1], [42, 43, 44]) == runs
     kept = tmp_path / "slot-1x-seed44" / "checkpoint.safetensors"
     save_tensors(kept, {"history": torch.zeros(2, 6)}, {})
     told = foretell.foretell(runs, "tiny-gpt2", "synthetic", "smoke", cores=2, say=said.append, folder=tmp_path)
@@ -148,8 +149,11 @@ def test_other_work_on_the_machine_is_said(monkeypatch, busy, lines):
 
 def test_a_name_that_is_no_run_and_a_count_that_is_none_are_refused():
     assert experiment.run_of("slot.format-10x-seed42") == ("slot.format", 10, 42)
+    assert experiment.run_of("M.6-1x-seed42") == ("slot", 1, 42) and experiment.run_of("M.6.lora-1x-seed3")[0] == "slot.lora"
     with pytest.raises(ValueError, match="names no run"):
         experiment.run_of("slot")
+    with pytest.raises(ValueError, match="unknown method 'slit'"):
+        experiment.run_of("slit-1x-seed42")
     with pytest.raises(ValueError, match="at least one run"):
         foretell.foretell([], "tiny-gpt2", "synthetic", "smoke")
 

@@ -13,6 +13,7 @@ from torch import nn
 import pdmem_lib as pdmem
 from pdmem_lib import evaluation as evaluation_of
 from pdmem_lib import metrics, seam
+from pdmem_lib.lora import LoRAModel
 from pdmem_lib.methods import AttentionCoupledBank, Baseline, Inputs, KeyValueReader, Method
 from pdmem_lib.seam import Branch, KeyValues
 
@@ -573,9 +574,7 @@ def test_attention_to_memory(tiny, model, method, caplog):
     T, kind = len(tiny.token_ids(TEXT)), m.injection("own", inputs_of(m, TEXT))
     attention = m.attention_to_memory(TEXT)
     if kind is None:
-        with caplog.at_level("INFO"):
-            assert attention is None and m.attention_to_memory(TEXT) is None
-        assert "reads nothing" in caplog.text
+        assert attention is None and "baseline with memory 'own' reads nothing" in caplog.text
         return
     M = T if m.adapter.needs_inputs else m.settings.num_entries
     assert attention.shape == (tiny.num_layers, tiny.num_heads, T, M)
@@ -586,7 +585,7 @@ def test_attention_to_memory(tiny, model, method, caplog):
     else:
         assert mass.max() <= 1 + 1e-5 and mass.mean() > 1e-3
         assert fresh.attention_to_memory(TEXT).max() == 0  # gates at 0: silent, and said so
-    assert m.attention_to_memory(TEXT, memory="off") is None
+    assert m.attention_to_memory(TEXT, memory="off") is None and "with memory 'off' reads nothing" in caplog.text
     assert not torch.equal(attention, m.attention_to_memory(TEXT, memory="zero"))
     assert m.state and torch.equal(m.logits(TEXT), m.logits(TEXT))  # looking leaves nothing behind
 
@@ -840,6 +839,16 @@ def test_loading_and_evaluating_touch_no_global_generator(model):
     pdmem.evaluate(model("slot", num_entries=16), conversations, questions_per_bucket=2, max_new_tokens=2, progress=False,
                    autocast=False)
     assert generators() == before
+
+
+def test_no_other_devices_generator_is_seeded(tiny, monkeypatch):
+    def refuse(seed):
+        raise AssertionError("torch.manual_seed reseeds the generators of CUDA, MPS and XPU too")
+
+    monkeypatch.setattr(torch, "manual_seed", refuse)
+    assert pdmem.load_backbone(tiny.name).fingerprint == tiny.fingerprint
+    one, other = LoRAModel(tiny, 2000, seed=1), LoRAModel(tiny, 2000, seed=2)
+    assert not all(map(torch.equal, one.parameters(), other.parameters()))
 
 
 def test_tiny_backbones_come_from_their_seed(tiny):

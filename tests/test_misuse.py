@@ -15,6 +15,7 @@ import torch
 import pdmem_lib as pdmem
 from pdmem_lib.backbone import use_bf16
 from pdmem_lib.lora import LoRAModel
+from pdmem_lib.settings import whole_number
 
 TURNS = ["Ann: hi", "Bob: ho"]
 
@@ -232,7 +233,8 @@ def test_a_config_that_the_weights_contradict_is_refused(model, tmp_path, name, 
         pdmem.MemoryModel.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("text", ['{"schema": 2, "backbone": "x", "backbone_fingerprint": "y", "settings": []}', "[" * 100_000])
+@pytest.mark.parametrize("text", ['{"schema": 2, "backbone": "x", "backbone_fingerprint": "y", "settings": []}', "[" * 100_000,
+                                  '{"schema": Infinity}', '{"schema": NaN}', "[]"])
 def test_a_config_of_another_shape_is_damaged(model, tmp_path, text):
     model("slot", num_entries=16).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(text)
@@ -358,3 +360,94 @@ def test_one_text_or_an_iterator_of_texts_is_encoded_and_nothing_else(tiny):
     assert len(tiny.encode(iter(TURNS))) == 2
     with pytest.raises(ValueError, match="NoneType"):
         tiny.encode(None)
+
+
+@pytest.mark.parametrize("path", [None, 5, b"file", ["file"]], ids=repr)
+def test_a_path_is_a_string_or_a_path(model, path):
+    m = model("slot", num_entries=16)
+    uses = [m.load_state, m.save_state, m.save_pretrained, pdmem.MemoryModel.from_pretrained, LoRAModel.from_pretrained,
+            pdmem.Session.open, pdmem.Session(m).save_state]
+    if path is not None:  # which means none there
+        uses += [pdmem.load_locomo, lambda path: pdmem.Session(m, path)]
+    for use in uses:
+        with pytest.raises(ValueError, match=f"a {type(path).__name__} is no path: give a string or a pathlib.Path"):
+            use(path)
+
+
+@pytest.mark.parametrize("use", [pdmem.train, pdmem.evaluate])
+def test_a_checkpoint_is_a_path(model, conversations, use, monkeypatch):
+    m = model("slot", num_entries=16)
+    monkeypatch.setattr(m, "answers_under", lambda *a, **k: pytest.fail("a question was asked"))
+    few = dict(max_questions=2, epochs=1) if use is pdmem.train else dict(questions_per_bucket=1, max_new_tokens=1)
+    with pytest.raises(ValueError, match="a int is no path"):
+        use(m, conversations, checkpoint=5, progress=False, **few)
+
+
+@pytest.mark.parametrize("model", [None, "slot", pdmem.MemoryModel], ids=lambda model: type(model).__name__)
+def test_what_is_no_model_is_named(model, conversations):
+    for use in (lambda: pdmem.train(model, conversations), lambda: pdmem.evaluate(model, conversations),
+                lambda: pdmem.Session(model)):
+        with pytest.raises(ValueError, match="is no model with a memory: give MemoryModel"):
+            use()
+
+
+@pytest.mark.parametrize("number", ["2", 2.5, 2.0, None, True, np.array([2])], ids=repr)
+def test_a_whole_number_is_one(number):
+    for make in (lambda: pdmem.synthetic_conversations(number, 1, 0), lambda: pdmem.synthetic_conversations(1, number, 0),
+                 lambda: pdmem.load_backbone("tiny-gpt2", seed=number), lambda: whole_number("seed", number)):
+        with pytest.raises(ValueError, match="must be a whole number"):
+            make()
+
+
+def test_a_whole_number_of_a_table_is_one_too():
+    assert pdmem.synthetic_conversations(np.int64(1), np.int32(1), 0) == pdmem.synthetic_conversations(1, 1, 0)
+    assert type(whole_number("n", np.int64(3), 1, 3)) is int
+    with pytest.raises(ValueError, match="n must be a whole number from 1 to 3, got 4"):
+        whole_number("n", 4, 1, 3)
+
+
+@pytest.mark.parametrize("seed", [2**70, -2**70])
+def test_a_seed_beyond_what_a_generator_takes_is_refused(tiny, model, conversations, seed):
+    for use in (lambda: pdmem.load_backbone("tiny-gpt2", seed=seed), lambda: pdmem.MemoryModel(tiny, "slot", seed=seed),
+                lambda: pdmem.train(model("slot", num_entries=16), conversations, seed=seed)):
+        with pytest.raises(ValueError, match="seed must be a whole number from -"):
+            use()
+    assert pdmem.load_backbone("tiny-gpt2", seed=2**64 - 1).fingerprint != pdmem.load_backbone("tiny-gpt2").fingerprint
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cpu:x", 1.5], ids=repr)
+def test_a_device_that_is_none_is_refused(device):
+    with pytest.raises(ValueError, match="unknown device .*: leave it out, or give 'cpu' or 'cuda'"):
+        pdmem.load_backbone("tiny-gpt2", device=device)
+
+
+def test_conversations_are_split_as_they_come(conversations):
+    assert pdmem.split(iter(conversations)) == pdmem.split(conversations) == ([conversations[0]], [conversations[1]])
+    for wrong in (None, conversations[0], ["a", "b"], 3):
+        with pytest.raises(ValueError, match="give a list of conversations"):
+            pdmem.split(wrong)
+
+
+def test_a_conversation_without_turns_has_none_by_any_id():
+    with pytest.raises(ValueError, match="x has no turn 'n': it has no turns at all"):
+        pdmem.Conversation("x", (), ()).turn("n")
+
+
+@pytest.mark.parametrize("name, value", [("lr", float("inf")), ("lr", float("nan")), ("weight_decay", float("inf")),
+                                         ("weight_decay", float("nan"))])
+def test_a_rate_is_finite(model, conversations, name, value):
+    with pytest.raises(ValueError, match=f"{name}.* finite"):
+        pdmem.train(model("slot", num_entries=16), conversations, **{name: value})
+
+
+@pytest.mark.parametrize("change, said", [(dict(category=6), "has category 6: give it one of 1, 2, 3, 4, 5"),
+                                          (dict(category=None), "has category None"), (dict(lag=float("nan")), "has lag nan"),
+                                          (dict(lag=-1), "has lag -1"), (dict(lag=None), "has lag None")], ids=repr)
+def test_a_question_that_no_table_takes_is_named_before_any_is_asked(model, conversations, monkeypatch, change, said):
+    m, (first, *others) = model("slot", num_entries=16), conversations
+    wrong = dataclasses.replace(first, questions=(*first.questions[:-1], dataclasses.replace(first.questions[-1], **change)))
+    for step in ("answers_under", "scores_under"):
+        monkeypatch.setattr(pdmem.MemoryModel, step, lambda *a, **k: pytest.fail("a question was asked"))
+    where = f"question {len(first.questions) - 1} of conversation {first.id!r}"
+    with pytest.raises(ValueError, match=f"{where} {re.escape(said)}"):
+        pdmem.evaluate(m, [wrong, *others], progress=False)

@@ -1,13 +1,19 @@
 """Adapter and state files beyond the round trip (`test_methods`): fingerprints, schemas, what is refused, and the hub."""
 
 import base64
+import builtins
+import errno
+import io
 import json
+import os
 import threading
 import time
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from huggingface_hub import constants
 from safetensors import safe_open
@@ -15,6 +21,8 @@ from safetensors.torch import load_file, save_file
 
 import pdmem_lib as pdmem
 from pdmem_lib import persistence
+from pdmem_lib.files import ReadError
+from pdmem_lib.lora import LoRAModel
 from pdmem_lib.persistence import LogEntry
 
 TURN = "Ada: I adopted a cat."
@@ -124,7 +132,145 @@ def test_weights_that_know_no_config_are_refused_beside_that_of_others(model, tm
         pdmem.MemoryModel.from_pretrained(tmp_path, m.backbone)
 
 
+# ---- what cannot be read, or must not be written ----
+
+
+def refuse(monkeypatch, part):
+    """The system lets nobody read a file whose path holds ``part``: root, who runs tests too, may read everything."""
+    def denied(error, plain):
+        def call(file, *rest, **options):
+            if part in str(file):
+                raise error(errno.EACCES, "Permission denied", str(file))
+            return plain(file, *rest, **options)
+        return call
+
+    for owner, name in ((builtins, "open"), (io, "open"), (os, "stat"), (Path, "is_file"), (Path, "exists")):
+        if part.startswith("folder") or name == "open":
+            monkeypatch.setattr(owner, name, denied(PermissionError, getattr(owner, name)))
+    monkeypatch.setattr(safetensors, "safe_open", denied(FileNotFoundError, safe_open))  # so it says of any error
+
+
+@pytest.mark.parametrize("part", ["config.json", "adapter.safetensors", "folder"])
+def test_an_adapter_that_may_not_be_read_is_neither_missing_nor_damaged(model, tmp_path, monkeypatch, part):
+    m = model("slot", num_entries=16)
+    m.save_pretrained(tmp_path / "folder")
+    lora = LoRAModel(m.backbone, 2000)
+    lora.save_pretrained(tmp_path / "folder-lora")
+    with monkeypatch.context() as patch:
+        refuse(patch, part)
+        with pytest.raises(ReadError, match=f"could not read .*{part}.* .Permission denied.: see to it that you may read it"):
+            pdmem.MemoryModel.from_pretrained(tmp_path / "folder", m.backbone)
+    with monkeypatch.context() as patch:
+        refuse(patch, {"config.json": "adapter_config.json", "folder": "folder"}.get(part, "adapter_model.safetensors"))
+        with pytest.raises(ReadError, match="Permission denied"):
+            LoRAModel.from_pretrained(tmp_path / "folder-lora", m.backbone)
+    assert issubclass(ReadError, RuntimeError) and pdmem.MemoryModel.from_pretrained(tmp_path / "folder", m.backbone)
+
+
+@pytest.mark.parametrize("part", ["state.safetensors", "folder"])
+def test_a_state_or_session_that_may_not_be_read_is_neither_missing_nor_damaged(model, tmp_path, monkeypatch, part):
+    m = model("slot", num_entries=16)
+    with pdmem.Session(m, tmp_path / "folder") as session:
+        session.write(TURN)
+    with monkeypatch.context() as patch:
+        refuse(patch, part)
+        for read in (lambda: m.load_state(tmp_path / "folder" / "state.safetensors"),
+                     lambda: pdmem.Session.open(tmp_path / "folder", m.backbone),
+                     lambda: pdmem.Session(m, tmp_path / "folder", read_only=True)):
+            with pytest.raises(ReadError, match="could not read .*Permission denied.*the path of a copy"):
+                read()
+    with pdmem.Session.open(tmp_path / "folder", m.backbone) as session:
+        assert session.turns == 1
+
+
+def test_a_log_that_may_not_be_read_is_named(model, tmp_path, monkeypatch):
+    m = model("slot", num_entries=16)
+    with pdmem.Session(m, tmp_path) as session:
+        session.write(TURN)
+    refuse(monkeypatch, "log-0.jsonl")
+    with pytest.raises(ReadError, match="could not read .*log-0.jsonl"):
+        pdmem.Session(m, tmp_path, read_only=True)
+
+
+def test_data_that_may_not_be_read_is_not_missing(tmp_path, monkeypatch):
+    (tmp_path / "folder.json").write_text("[]")
+    refuse(monkeypatch, "folder.json")
+    with pytest.raises(ReadError, match="could not read .*folder.json"):
+        pdmem.load_locomo(tmp_path / "folder.json")
+    with pytest.raises(ReadError, match="could not read .*File name too long"):
+        pdmem.load_locomo("x" * 5000)
+
+
+def test_readers_see_one_save_or_another_while_others_save(model, tmp_path, monkeypatch):
+    """Another save takes the file's place before each opening of it."""
+    saved, wanted, opened = [], [], []
+    for number in range(2):
+        m = model("slot", num_entries=16)
+        with torch.no_grad():
+            m.parameters()[0].add_(number)
+        m.save_pretrained(tmp_path)
+        saved.append((tmp_path / "adapter.safetensors").read_bytes())
+        wanted.append(persistence.adapter_fingerprint(m))
+
+    def replaced(file, *rest, **options):
+        (tmp_path / "new").write_bytes(saved[len(opened) % 2])
+        os.replace(tmp_path / "new", tmp_path / "adapter.safetensors")
+        opened.append(file)
+        return safe_open(file, *rest, **options)
+
+    monkeypatch.setattr(safetensors, "safe_open", replaced)
+    monkeypatch.setattr(safetensors.torch, "safe_open", replaced)
+    for _ in range(3):
+        back = pdmem.MemoryModel.from_pretrained(tmp_path, m.backbone)
+        assert persistence.adapter_fingerprint(back) == wanted[(len(opened) - 1) % 2]
+        assert persistence.holds_adapter(tmp_path, wanted[len(opened) % 2])
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_neither_written_nor_read(model, tmp_path, number):
+    m = model("slot", num_entries=16)
+    m.save_pretrained(tmp_path)
+    before = (tmp_path / "adapter.safetensors").read_bytes()
+    with torch.no_grad():
+        m.parameters()[0].view(-1)[3] = number
+    with pytest.raises(ValueError, match="numbers that are not finite: train .* lower learning rate"):
+        m.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter.safetensors").read_bytes() == before
+    save_file(m.adapter.state_dict(), tmp_path / "adapter.safetensors")  # as an earlier version wrote it
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"fingerprint": persistence.adapter_fingerprint(m)}))
+    with pytest.raises(ValueError, match="numbers that are not finite: train .* lower learning rate"):
+        pdmem.MemoryModel.from_pretrained(tmp_path, m.backbone)
+
+
+def test_a_state_that_is_not_finite_is_not_written(model, tmp_path):
+    m, file = model("slot", num_entries=16), tmp_path / "state.safetensors"
+    session = pdmem.Session(m, tmp_path / "session")
+    session.write(TURN)
+    kept = session.state["P"].clone()
+    m._state["P"][0, 0] = float("nan")  # a write of one's own may come to this
+    with pytest.raises(ValueError, match="not finite"):
+        m.save_state(file)
+    assert not file.exists()
+    session._written = lambda state, H: {"P": state["P"] * float("inf")}
+    with pytest.raises(ValueError, match="not finite"):
+        session.write(TURN)
+    session.close()
+    with pdmem.Session.open(tmp_path / "session", m.backbone) as again:
+        assert torch.equal(again.state["P"], kept) and again.turns == 1
+
+
 # ---- schemas and logs ----
+
+
+@pytest.mark.parametrize("told", [dict(log="[" * 100_000), dict(session="[" * 100_000), dict(settings="[" * 100_000),
+                                  dict(log="3"), dict(turns="Infinity"), dict(schema="Infinity")], ids=lambda told: repr(told)[:20])
+def test_metadata_of_another_shape_is_damaged(model, tmp_path, told):
+    m, file = model("slot", num_entries=16), tmp_path / "state.safetensors"
+    m.save_state(file)
+    rewritten(file, **told)
+    with pytest.raises(ValueError, match="is damaged or no state of pdmem"):
+        m.load_state(file)
 
 
 def test_files_of_schema_1_are_read(model, tmp_path):

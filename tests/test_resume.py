@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import pdmem_lib as pdmem
-from pdmem_lib import checkpoints
+from pdmem_lib import checkpoints, prompts
 from pdmem_lib.experiment import CONTROLS, load_record
 from pdmem_lib.files import load_tensors, save_tensors
 
@@ -109,6 +109,14 @@ def test_a_checkpoint_of_another_model_data_or_start_is_refused_by_name(tiny, co
     ]:
         with pytest.raises(ValueError, match=named):
             pdmem.train(model, data, checkpoint=file, **SETTINGS)
+
+
+def test_a_checkpoint_of_another_prompt_is_refused_by_name(tiny, conversations, tmp_path, monkeypatch):
+    file = tmp_path / "checkpoint.safetensors"
+    train_until(2, build(tiny, "slot"), conversations, file)
+    monkeypatch.setattr(prompts, "PROMPT", "Q: {question}\nA:")
+    with pytest.raises(ValueError, match="is no checkpoint of this training .*prompt: "):
+        pdmem.train(build(tiny, "slot"), conversations, checkpoint=file, **SETTINGS)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused_and_kept(tiny, conversations, tmp_path):
@@ -256,6 +264,28 @@ def test_answers_of_another_evaluation_or_a_damaged_file_are_not_taken(tiny, con
     assert asked_until(0, model, conversations, file, monkeypatch)[0].per_question.equals(whole.per_question)
 
 
+class Forgetful(pdmem.REGISTRY["slot"]):
+    """Another write under the same name, start and weights."""
+
+    def write(self, state, H):
+        return {"P": 0.5 * super().write(state, H)["P"]}
+
+
+@pytest.mark.parametrize("what", ["write", "P_0", "prompt"])
+def test_answers_from_other_banks_or_to_another_prompt_are_made_again(tiny, conversations, tmp_path, monkeypatch, caplog, what):
+    file, settings = tmp_path / "evaluated.json", dict(memory="initial" if what == "P_0" else "own")
+    _, calls, _ = asked_until(None, build(tiny, "slot"), conversations, file, monkeypatch, **settings)
+    if what == "prompt":
+        monkeypatch.setattr(prompts, "PROMPT", "Q: {question}\nA:")
+    else:
+        monkeypatch.setitem(pdmem.REGISTRY, "slot", Forgetful)
+    if what == "P_0":
+        monkeypatch.setattr(Forgetful, "initial_state", lambda self: {"P": self.draw("other", 16, self.d, std=1.0)})
+    with caplog.at_level(logging.WARNING):
+        _, made, _ = asked_until(None, build(tiny, "slot"), conversations, file, monkeypatch, **settings)
+    assert made == calls and "is of another evaluation" in caplog.text
+
+
 # ---- a finished run --------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +303,21 @@ def test_a_damaged_run_is_not_reported(tiny, tmp_path):
             load_record(tmp_path)
         file.write_bytes(whole)
     assert load_record(tmp_path) == record
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"files": 3}', '{"files": ["a.csv"]}', "[" * 100_000, "{"], ids=lambda text: text[:12])
+def test_what_is_no_record_is_damaged(tmp_path, text):
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(ValueError, match="record.json is damaged .*make the run again"):
+        load_record(tmp_path)
+
+
+def test_a_record_or_table_that_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no record .*record.json: make the run"):
+        load_record(tmp_path)
+    (tmp_path / "record.json").write_text('{"files": {"summary.csv": "00000000"}}')
+    with pytest.raises(FileNotFoundError, match="holds no summary.csv, which its record names: make the run again"):
+        load_record(tmp_path)
 
 
 def test_every_module_that_decides_a_run_counts_in_its_checkpoint():

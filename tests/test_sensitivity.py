@@ -9,7 +9,7 @@ import torch
 from scipy.stats import t
 
 from pdmem_lib import checkpoints, conformance, sensitivity, sources
-from pdmem_lib.locomo import Conversation, Turn
+from pdmem_lib.locomo import Conversation, Turn, data_sha256
 from pdmem_lib.sensitivity import BASE
 from pdmem_lib.states import encode_all
 from pdmem_lib.synthetic import synthetic_conversations
@@ -108,6 +108,7 @@ def test_turns_with_their_date_and_without_their_speaker():
     assert [str(turn) for turn in with_date.turns] == ["Ann: I have a cat. (1 May 2023)", "Bob:", "Bob: Oh!"]
     assert [str(turn) for turn in without.turns] == ["I have a cat.", "Bob:", "Oh!"]
     assert without.turns[0].id == "D1:1" and without.turn("D2:2").index == 2 and talk.turns[0].text == "I have a cat."
+    assert len({data_sha256([c]) for c in (talk, with_date, without)}) == 3  # a hash is of what is written
 
 
 @pytest.mark.parametrize("method", ["prefix", "kv_extension", "hebbian", "slot"])

@@ -241,6 +241,9 @@ def test_methods_and_capacities_take_the_same_conversation(studio):
     made.ask(TALK.known[0].question, "parrot")
     here, there = made.compare("hebbian", 10)
     assert (here, there) == (("slot", 1), ("hebbian", 10)) and made.choice == here
+    assert made.schedule("M.4") == made.schedule("hebbian") and lesson.SCHEDULES["slot"] != lesson.SCHEDULES["kv_extension"]
+    assert Studio(made.model, [TALK]).schedule("M.6") == lesson.SCHEDULES["slot"]
+    assert Studio(made.model, [TALK], {"M.3": Schedule(7, 0.5)}).schedule("kv_extension") == Schedule(7, 0.5)
     for choice in (here, there):
         side = made.sides[choice]
         assert side.reading.answer == "parrot" and len(side.effects) == 4 and side.recording.texts == list(TURNS)
