@@ -117,7 +117,10 @@ class Written:
         self._known: dict[str, dict[int, State]] = {}
 
     def of(self, conversation: Conversation, question: Question, instead: Question | None = None) -> State:
-        """At this ``question`` of ``conversation``; with the evidence of ``instead``, another of it, in the place of its own."""
+        """At this ``question`` of ``conversation``; with the evidence of ``instead``, another of it, in the place of its own.
+
+        Turns of ``instead``'s that are written anyway stay in their own place, too.
+        """
         own, turns = evidence_turns(conversation, question), turns_written(conversation, question, self.stage)
         theirs = own if instead is None else evidence_turns(conversation, instead)
         if isinstance(turns, list):
@@ -175,8 +178,8 @@ class Banks(Written):
 
 
 def evidence_turns(conversation: Conversation, question: Question) -> list[int]:
-    """The places of the question's evidence in its conversation, ascending."""
-    return sorted(conversation.turn(id).index for id in question.evidence)
+    """The places of the question's evidence in its conversation, each once, ascending."""
+    return sorted({conversation.turn(id).index for id in question.evidence})
 
 
 def among(turns: Sequence[int], others: int) -> list[int]:
@@ -338,7 +341,7 @@ def _prompts(backbone: Backbone, conversations: Sequence[Conversation]) -> Score
 def told(table: pandas.DataFrame, score: str = "logp", unit: str = "nats per token") -> pandas.DataFrame:
     """What the right evidence is worth, conversations weighing the same: rows of `comparisons.matched` with stage and against
     (of `AGAINST`) beside them, p_holm over those of one control; ahead, the share of questions that the right evidence serves
-    better (equally: a half), and standardised, the mean difference by its standard deviation over questions: adapters that give
+    better (equally: a half), and standardised, the mean difference by its standard deviation, over questions: adapters that give
     their answers more extreme probabilities show larger effects, but not larger ones of these. ``table``: rows of `ask`, with
     seed. A control that no question has, or two conversations are too few for, has no row. ``score``: of what, own minus the
     control's: the columns ``score``_own, ``score``_neighbour and ``score``_other, in ``unit``."""
