@@ -119,7 +119,7 @@ def texts_of(turns: str | Turn | Iterable[str | Turn]) -> list[str]:
     return list(map(str, turns))
 
 
-def listed(conversations: Iterable[Conversation]) -> list[Conversation]:
+def as_conversations(conversations: Iterable[Conversation]) -> list[Conversation]:
     """The conversations as a list; ValueError for one alone, and for what is none."""
     given = list(conversations) if isinstance(conversations, Iterable) else [conversations]
     if isinstance(conversations, Conversation) or not all(isinstance(c, Conversation) for c in given):
@@ -129,7 +129,7 @@ def listed(conversations: Iterable[Conversation]) -> list[Conversation]:
 
 def require_own_ids(conversations: Iterable[Conversation]) -> list[Conversation]:
     """The conversations, each with an id of its own; else a ValueError: banks are kept by id, one would stand for two."""
-    given = listed(conversations)
+    given = as_conversations(conversations)
     counts = Counter(c.id for c in given)
     if len(counts) < len(given):
         id, times = counts.most_common(1)[0]
@@ -351,7 +351,7 @@ def split(conversations: Iterable[Conversation]) -> tuple[list[Conversation], li
 
     ValueError for fewer than two, and for what are no conversations.
     """
-    conversations = listed(conversations)
+    conversations = as_conversations(conversations)
     n = len(conversations)
     if n < 2:
         raise ValueError(f"{n} conversation(s) cannot be split into train and test: give at least two.")
