@@ -123,7 +123,7 @@ class Written:
         """
         own, turns = evidence_turns(conversation, question), turns_written(conversation, question, self.stage)
         theirs = own if instead is None else evidence_turns(conversation, instead)
-        if isinstance(turns, list):
+        if AMONG.get(self.stage) is not None:  # a few turns, nothing that another question could share
             return self._after(self.start, conversation.id, swapped(turns, own, theirs))
         if conversation.id not in self._known:
             self._known[conversation.id] = self._along(conversation)
