@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from ._plot import (FONT, GREY, INK, NEUTRAL, dot_style, fill_of, finish, legend_entry, literal, look_of, mark_rows,
                     place_labels, plot_size, require, row_margin, rows_of, side_by_side, signed, span, text_width, times)
-from .oracle import AMONG
+from .oracle import AMONG, TEXT
 
 MEMORIES = {  # memory: (name, marker, place across its row: what often scores the same must not hide each other)
     "own": ("own memory", "circle", 0),
@@ -24,6 +24,7 @@ MEMORIES = {  # memory: (name, marker, place across its row: what often scores t
 }
 STAGES = {  # of `oracle`: stage: how it is named at its row
     "prompt": "the evidence in the prompt<br>(frozen model, no memory)",
+    "text": "the evidence in the prompt,<br>the adapter trained so",
     "states": "its token states are<br>the memory's entries",
     "alone": "it is written, alone",
     "after-1": "written after 1 of the turns<br>before it, asked at once",
@@ -103,8 +104,8 @@ def evidence_by_stage(table: pd.DataFrame, subtitle: str) -> go.Figure:
 
     Columns method, capacity, stage (of `oracle.STAGES`), against ("other": another conversation's evidence, "neighbour": that
     of another question of the same conversation), effect, low and high (nats per answer token): rows of `oracle.told`.
-    The prompt, where it is worth more than thrice what any memory's interval reaches, is written at the axis' end instead of
-    drawn, so that the others can be told apart. ValueError for two rows of one method and capacity.
+    Text in the prompt, where it is worth more than thrice what any memory's interval reaches, is written at the axis' end instead
+    of drawn, so that the others can be told apart. ValueError for two rows of one method and capacity.
     """
     require(table, "method", "capacity", "stage", "against", "effect", "low", "high")
     keys = ["method", "capacity", "stage", "against"]
@@ -118,17 +119,18 @@ def evidence_by_stage(table: pd.DataFrame, subtitle: str) -> go.Figure:
     lines = list(drawn.groupby(["method", "capacity"], sort=False).groups)
     figure = make_subplots(rows=1, cols=len(panels), shared_yaxes=True, horizontal_spacing=0.03,
                            subplot_titles=[f"<b>{AGAINST[against]}</b>" for against in panels])
-    reach = drawn[["low", "high"]].abs().max(axis=None)
+    reach = drawn.loc[~drawn["stage"].isin(TEXT), ["low", "high"]].abs().max(axis=None)
     for row in table.itertuples():
-        if row.method == "baseline" and row.effect > 3 * reach:
-            figure.add_annotation(x=1.08 * reach, y=stages.index(row.stage), xanchor="right", showarrow=False, row=1,
-                                  col=1 + panels.index(row.against),
-                                  text=f"<b>{signed(row.effect)}</b> ({signed(row.low)} to {signed(row.high)}) →")
-            continue
         look = NEUTRAL if row.method == "baseline" else look_of(row.method)
         aside = 0.0 if row.method == "baseline" else 0.6 * ((lines.index((row.method, row.capacity)) + 0.5) / len(lines) - 0.5)
+        y = stages.index(row.stage) + aside
+        if row.stage in TEXT and row.effect > 3 * reach:
+            figure.add_annotation(x=1.08 * reach, y=y, xanchor="right", showarrow=False, row=1, col=1 + panels.index(row.against),
+                                  text=f"<b>{signed(row.effect)}</b> ({signed(row.low)} to {signed(row.high)}) →",
+                                  font=dict(color=look.colour))
+            continue
         figure.add_scatter(
-            x=[row.effect], y=[stages.index(row.stage) + aside], mode="markers", showlegend=False, name=look.label,
+            x=[row.effect], y=[y], mode="markers", showlegend=False, name=look.label,
             marker=dot_style(look, fill_of(row.capacity), 12), row=1, col=1 + panels.index(row.against),
             error_x=dict(array=[row.high - row.effect], arrayminus=[row.effect - row.low], thickness=2.5, width=5, color=look.colour),
             hovertemplate=f"{look.label or 'frozen model'}: {signed(row.effect)} ({signed(row.low)} to {signed(row.high)}) nats"

@@ -266,7 +266,8 @@ class MemoryModel:
         place = torch.tensor(order, device=self.backbone.device).argsort()
         return AnswerScore(*(torch.cat(each, dim=1).index_select(1, place) for each in (log_probs, tokens)))  # (memories, B)
 
-    def score_pairs(self, memories: Sequence[Memory], questions: Sequence[str], answers: Sequence[str]) -> AnswerScore:
+    def score_pairs(self, memories: Sequence[Memory], questions: Sequence[str], answers: Sequence[str],
+                    contexts: Sequence[str] | None = None) -> AnswerScore:
         """`score` of answer i to question i under memory i, in one pass, to train on several banks [D]."""
         questions, answers = list_of_texts("questions", questions), list_of_texts("answers", answers)
         if not len(memories) == len(questions) == len(answers) or not questions:
@@ -274,7 +275,7 @@ class MemoryModel:
                              "as many of each, and at least one")
         if "off" in [memory for memory in memories if isinstance(memory, str)] and len(memories) > 1:
             raise ValueError("memory 'off' reads nothing and cannot be asked together with others: ask it alone")
-        prompts = [self.backbone.token_ids(prompt_text(question)) for question in questions]
+        prompts = [self.backbone.token_ids(text) for text in prompt_texts(questions, contexts)]
         targets = [target_ids(self.backbone, answer) for answer in answers]
         for p, t in zip(prompts, targets, strict=True):
             self._fitting(p + t)

@@ -4,6 +4,7 @@ After a whole conversation no bank of the study is shown to hold anything of its
 few turns, the question's evidence; here it is put ever nearer to where the study has it, each stage one step further:
 
     prompt   the evidence as text in front of the question, read by the bare frozen model: nothing is trained
+    text     the same text, beside P_0, which holds nothing: the adapter is trained, but the model does the reading
     states   the evidence's token states are the entries: read by an adapter, no write rule
     alone    only the evidence is written, into P_0
     after-1  and one of the other turns, the one that stands before the last of the evidence; asked about at once
@@ -47,13 +48,13 @@ if TYPE_CHECKING:
     import pandas
 
 AMONG = {"alone": 0, "after-1": 1, "after-4": 4, "after-16": 16, "after": None}  # how many other turns are written; None: all
-STAGES = ("prompt", "states", *AMONG, "end")
+TEXT = ("prompt", "text")  # where the evidence is text, and no bank holds it
+STAGES = (*TEXT, "states", *AMONG, "end")
 ENTRIES = 256  # of a bank at stage "states", whatever the capacity: as many token states as nearly all evidence has
 AGAINST = ("neighbour", "other")  # whose evidence own is held against: another question's in its place, another conversation's
 MEMORIES = ("own", *AGAINST, "zero")
 SAMPLE_SEED = 0  # of the questions asked, for all runs
 Asked = tuple[Conversation, int, Question]  # the question's number in its conversation: a benchmark may ask one twice
-Score = Callable[[Asked, Sequence[Asked | None]], list[float]]  # nats per answer token with each one's evidence; None: none
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,12 @@ def answerable(conversations: Iterable[Conversation], most: int | None = None, s
 def trained_at(model: MemoryModel) -> tuple[str, ...]:
     """The stages that an adapter of this method is trained at.
 
-    "states" is for entries as wide as a token's state. M.6 reads them as M.3 does: with it that run is made, and not again.
+    All but the first write banks. "states" is for entries as wide as a token's state. M.6 reads them as M.3 does: with it that
+    run is made, and not again.
     """
     start = model.adapter.initial_state()
     wide = {name: t.shape[1:] for name, t in start.items()} == {"P": (model.backbone.hidden_size,)}
-    return ("states",) * (wide and not isinstance(model.adapter, SparseSlots)) + tuple(AMONG) if start else ()
+    return ("text", *("states",) * (wide and not isinstance(model.adapter, SparseSlots)), *AMONG) if start else ()
 
 
 class Written:
@@ -157,7 +159,7 @@ class Banks(Written):
     """
 
     def __init__(self, model: MemoryModel, states: Mapping[str, Sequence[Tensor]], stage: str):
-        known = (*trained_at(model), "end") if model.state else ()
+        known = (*trained_at(model)[1:], "end") if model.state else ()
         if stage not in known:
             raise ValueError(f"{model.method} has no banks at stage {stage!r}: it has {', '.join(known) or 'none, it keeps no memory'}")
         self.model = model
@@ -224,7 +226,7 @@ def shares(asked: Iterable[Asked], sizes: Mapping[str, Sequence[float]], stage: 
 
 
 def train(model: MemoryModel, conversations: Iterable[Conversation], stage: str, **settings) -> pandas.DataFrame:
-    """Train ``model``'s adapter to answer from the banks of ``stage``; keywords as in `OracleSettings`.
+    """Train ``model``'s adapter to answer at ``stage``, from its banks or its texts; keywords as in `OracleSettings`.
 
     Returns `training.train_pairs`'s history. ``model.state`` is left alone. ValueError for a stage that is not trained at.
     """
@@ -233,14 +235,17 @@ def train(model: MemoryModel, conversations: Iterable[Conversation], stage: str,
         raise ValueError(f"{model.method} is not trained at {stage!r}: name one of {', '.join(trained_at(model)) or 'another method'}")
     asked = answerable(conversations, s.max_questions, s.seed)
     require_fitting(model.backbone, ((c.id, q) for c, _, q in asked))
-    banks = Banks(model, encode_all(model.backbone, {c.id: c for c, *_ in asked}.values(), s.progress, s.autocast), stage)
+    memory_of, text_of = _readings(model, list({c.id: c for c, *_ in asked}.values()), stage, s)
+    texts = [text_of(one, one) for one in asked]
     generator = torch.Generator().manual_seed(s.seed)
-    lengths = [len(model.backbone.token_ids(f"{q.question} {q.answer}")) for *_, q in asked]
+    lengths = [len(model.backbone.token_ids(f"{text}{q.question} {q.answer}"))
+               for text, (*_, q) in zip(texts, asked, strict=True)]
     batches = [batch for _ in range(s.epochs) for batch in epoch_batches([""] * len(asked), lengths, s.batch_size, generator)]
 
-    def draw(step: int) -> tuple[list[State], list[str], list[str]]:
+    def draw(step: int) -> tuple[list[State], list[str], list[str], list[str]]:
         chosen = [asked[i] for i in batches[step]]
-        return [banks.of(c, q) for c, _, q in chosen], [q.question for *_, q in chosen], [q.answer for *_, q in chosen]
+        return ([memory_of(one, one) for one in chosen], [q.question for *_, q in chosen], [q.answer for *_, q in chosen],
+                [texts[i] for i in batches[step]])
 
     return train_pairs(model, draw, len(batches), s.lr, s.warmup_steps, s.clip, s.autocast, s.progress)
 
@@ -251,29 +256,30 @@ def ask(model: MemoryModel, conversations: Iterable[Conversation], stage: str, *
 
     A row a question: method, capacity, stage, conversation, number, category, lag, evidence (turns), and in nats per answer
     token logp_own, logp_neighbour (the evidence of another question of the conversation, which shares none, in its place;
-    NaN where there is none), logp_other (the bank of a question of each other conversation, in the mean) and logp_zero. Which others they are follows from the seed alone, so that every stage has the same. At stage "prompt" the
-    evidence's text stands in a prompt of the bare model ("baseline"), and zero is no text.
+    NaN where there is none), logp_other (the bank of a question of each other conversation, in the mean) and logp_zero. Which
+    others they are follows from the seed alone, so that every stage has the same. At "prompt" and "text" the evidence's text
+    stands in the prompt, of the bare model ("baseline") and of ``model`` with P_0, and zero is no text.
     """
     import pandas as pd
 
     s, conversations = OracleSettings.from_mapping(settings), require_own_ids(conversations)
     asked = answerable(conversations, s.max_asked)
     require_fitting(model.backbone, ((c.id, q) for c, _, q in asked))
-    of = dict(method="baseline", capacity=1) if stage == "prompt" else dict(method=model.method, capacity=model.settings.capacity)
-    if stage == "prompt":
-        score = _prompts(model.backbone, conversations)
-    else:
-        states = encode_all(model.backbone, conversations, s.progress, s.autocast)
-        score = _under(model, Banks(model, states, stage))
+    model = MemoryModel(model.backbone, "baseline") if stage == "prompt" else model
+    memory_of, text_of = _readings(model, conversations, stage, s)
     rows = []
     with tqdm(total=len(asked), desc=f"ask at {stage}", unit="question", disable=not s.progress, mininterval=1.0) as bar:
         for own, others in zip(asked, controls(asked, conversations, s.seed), strict=True):
             c, number, q = own
+            whose = [own, *(one for _, one in others), None]
             with model.backbone.autocast(s.autocast):
-                found = score(own, [own, *(one for _, one in others), None])
-            logp = pd.Series(found, index=["own", *(name for name, _ in others), "zero"]).groupby(level=0).mean()
-            rows.append(of | dict(stage=stage, conversation=c.id, number=number, category=q.category, lag=q.lag,
-                                  evidence=len(q.evidence), **{f"logp_{name}": logp.get(name) for name in MEMORIES}))
+                found = model.score_pairs([memory_of(own, one) for one in whose], [q.question] * len(whose), [q.answer] * len(whose),
+                                          [text_of(own, one) for one in whose])
+            under = ["own", *(name for name, _ in others), "zero"]
+            logp = pd.Series((found.log_prob / found.tokens).tolist(), index=under).groupby(level=0).mean()
+            rows.append(dict(method=model.method, capacity=model.settings.capacity, stage=stage, conversation=c.id, number=number,
+                             category=q.category, lag=q.lag, evidence=len(q.evidence),
+                             **{f"logp_{name}": logp.get(name) for name in MEMORIES}))
             bar.update()
     return pd.DataFrame(rows).astype({f"logp_{name}": float for name in MEMORIES})
 
@@ -308,17 +314,6 @@ def _speakers(conversation: Conversation, turns: Sequence[int]) -> set[str]:
     return {conversation.turns[turn].speaker for turn in turns}
 
 
-def _under(model: MemoryModel, banks: Banks) -> Score:
-    """Under the banks of ``whose`` evidence; zeros for none."""
-    zero = model.resolve("zero")
-
-    def score(own: Asked, whose: Sequence[Asked | None]) -> list[float]:
-        found = model.score_pairs([zero if one is None else bank_of(banks, own, one) for one in whose],
-                                  [own[2].question] * len(whose), [own[2].answer] * len(whose))
-        return (found.log_prob / found.tokens).tolist()
-    return score
-
-
 def bank_of(banks: Written, own: Asked, whose: Asked) -> State:
     """What ``own`` reads when the evidence is ``whose``: its bank, that with another's evidence, or another conversation's."""
     if whose[0].id != own[0].id:
@@ -326,16 +321,20 @@ def bank_of(banks: Written, own: Asked, whose: Asked) -> State:
     return banks.of(own[0], own[2], None if whose[2] is own[2] else whose[2])
 
 
-def _prompts(backbone: Backbone, conversations: Sequence[Conversation]) -> Score:
-    """Of the bare model, with the evidence's text in its prompt."""
-    bare, index = MemoryModel(backbone, "baseline"), {c.id: TurnIndex(backbone, c) for c in conversations}
+def _readings(model: MemoryModel, conversations: Sequence[Conversation], stage: str,
+              s: OracleSettings) -> tuple[Callable[[Asked, Asked | None], State], Callable[[Asked, Asked | None], str]]:
+    """What an asked question is answered from when the evidence is another's: its memory, zeros where there is no evidence
+    (None), and the text in its prompt. One of the two holds the evidence, by the ``stage``."""
+    start, zero = model.adapter.initial_state(), model.resolve("zero")
+    if stage in TEXT:
+        index = {c.id: TurnIndex(model.backbone, c) for c in conversations}
 
-    def score(own: Asked, whose: Sequence[Asked | None]) -> list[float]:
-        q = own[2]
-        texts = ["" if one is None else gold_turns(index[one[0].id], replace(q, evidence=one[2].evidence)) for one in whose]
-        found = bare.score([q.question] * len(whose), [q.answer] * len(whose), "off", contexts=texts)
-        return (found.log_prob / found.tokens).tolist()
-    return score
+        def text(own: Asked, whose: Asked | None) -> str:
+            return "" if whose is None else gold_turns(index[whose[0].id], replace(own[2], evidence=whose[2].evidence))
+        return lambda own, whose: start, text
+
+    banks = Banks(model, encode_all(model.backbone, conversations, s.progress, s.autocast), stage)
+    return lambda own, whose: zero if whose is None else bank_of(banks, own, whose), lambda own, whose: ""
 
 
 def told(table: pandas.DataFrame, score: str = "logp", unit: str = "nats per token") -> pandas.DataFrame:

@@ -20,7 +20,7 @@ from torch import Tensor
 from .backbone import Backbone
 from .locomo import Conversation, Question, require_own_ids
 from .methods import State
-from .oracle import AGAINST, STAGES, Written, answerable, bank_of, controls, evidence_turns
+from .oracle import AGAINST, STAGES, TEXT, Written, answerable, bank_of, controls, evidence_turns
 from .states import encode_all
 
 if TYPE_CHECKING:
@@ -80,12 +80,12 @@ def words_found(probe: Probe, backbone: Backbone, conversations: Iterable[Conver
     method ("linear probe"), capacity (1), stage, gamma, conversation, number, category, lag, evidence (turns), words (how many are
     looked for), of_answer (how many rarer words the answer has, said by the evidence or not), found_own, found_neighbour and
     found_other: the same words, elsewhere, as `oracle.ask` has them. At stage "states" each token's state is a row of its own;
-    later there is one row. ValueError for the stage "prompt".
+    later there is one row. ValueError for a stage at which the evidence is text.
     """
     import pandas as pd
 
-    if stage not in STAGES[1:]:
-        raise ValueError(f"nothing is written at stage {stage!r}: name one of {', '.join(STAGES[1:])}")
+    if stage not in (written := STAGES[len(TEXT):]):
+        raise ValueError(f"nothing is written at stage {stage!r}: name one of {', '.join(written)}")
     conversations = require_own_ids(conversations)
     kept = Kept(encode_all(backbone, conversations, progress, autocast), stage, gamma)
     asked, rows = answerable(conversations, most), []

@@ -162,10 +162,11 @@ def num_steps(ids: list[str], s: TrainSettings) -> int:
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def train_pairs(model: MemoryModel, draw: Callable[[int], tuple[Sequence[State], Sequence[str], Sequence[str]]],
+def train_pairs(model: MemoryModel, draw: Callable[[int], tuple[Sequence, ...]],
                 steps: int = 100, lr: float = 0.003, warmup_steps: int = 5, clip: float = 1.0,
                 autocast: bool | str = "auto", progress: bool = True) -> "pandas.DataFrame":
-    """Train on short episodes: ``draw(step)`` gives states, questions and answers, as many of each [D].
+    """Train on short episodes: ``draw(step)`` gives what `MemoryModel.score_pairs` takes, states, questions, answers and, where
+    there are, contexts, as many of each [D].
 
     For a lesson that trains while one watches. Let every step hold each answer equally often: banks have most in
     common, and a step of one answer teaches that common part to give it. AdamW without weight decay; ``clip`` is the
@@ -181,10 +182,10 @@ def train_pairs(model: MemoryModel, draw: Callable[[int], tuple[Sequence[State],
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, warmup_steps, steps))
     for step in tqdm(range(steps), desc=f"train {model.method}", unit="step", disable=not progress, mininterval=1.0,
                      leave=False):
-        states, questions, answers = draw(step)
+        drawn = draw(step)
         optimizer.zero_grad()  # a look at a gradient may have left one
         with model.backbone.autocast(autocast):
-            loss = -model.score_pairs(states, questions, answers).log_prob.mean()
+            loss = -model.score_pairs(*drawn).log_prob.mean()
         loss.backward()
         grad_norm = clipped(parameters, clip)
         rows.append(dict(step=step, loss=loss.item(), lr=scheduler.get_last_lr()[0], grad_norm=grad_norm,

@@ -97,13 +97,16 @@ def test_at_states_the_entries_are_the_token_states(backbone, talks, states):
 def test_a_method_is_trained_where_it_has_banks_of_its_own(backbone, states, talks):
     stages = {method: oracle.trained_at(MemoryModel(backbone, method)) for method in ("prefix", "gated", "hebbian", "slot", "baseline")}
     every = oracle.STAGES[1:-1]
-    assert every[:2] == ("states", "alone") and every[-1] == "after"
-    assert stages == dict(prefix=every, gated=every, hebbian=every[1:], slot=every[1:], baseline=())
+    assert every[:3] == ("text", "states", "alone") and every[-1] == "after"
+    narrow = tuple(stage for stage in every if stage != "states")
+    assert stages == dict(prefix=every, gated=every, hebbian=narrow, slot=narrow, baseline=())
+    with pytest.raises(ValueError, match="slot has no banks at stage 'text': it has alone, "):
+        oracle.Banks(MemoryModel(backbone, "slot"), states, "text")
     with pytest.raises(ValueError, match="hebbian has no banks at stage 'states': it has alone, after-1, after-4, after-16, after, end"):
         oracle.Banks(MemoryModel(backbone, "hebbian"), states, "states")
     with pytest.raises(ValueError, match="it has none, it keeps no memory"):
         oracle.Banks(MemoryModel(backbone, "baseline"), states, "alone")
-    with pytest.raises(ValueError, match="slot is not trained at 'end': name one of alone, after-1"):
+    with pytest.raises(ValueError, match="slot is not trained at 'end': name one of text, alone, after-1"):
         oracle.train(MemoryModel(backbone, "slot"), talks, "end", progress=False)
     with pytest.raises(ValueError, match="max_asked must be at least 1"):
         oracle.OracleSettings(max_asked=0)
@@ -191,6 +194,25 @@ def test_the_prompt_is_the_frozen_model_with_the_evidences_text(backbone, talks)
         assert [row.logp_neighbour, row.logp_other] == pytest.approx([of[0], (of[1] + of[2]) / 2], abs=1e-4)
 
 
+@pytest.mark.parametrize("method", ["kv_extension", "hebbian", "prefix"])
+def test_at_text_the_adapter_stands_beside_the_evidences_text_and_its_bank_holds_nothing(backbone, talks, method):
+    model, few = MemoryModel(backbone, method), dict(max_asked=3, progress=False, autocast=False)
+    model.write(["nothing that any stage reads"])
+    history = oracle.train(model, talks, "text", lr=0.01, warmup_steps=1, max_questions=8, batch_size=4, progress=False)
+    assert len(history) == 2 * 2 and (history["grad_norm"] > 0).all()
+    table, asked = oracle.ask(model, talks, "text", **few), oracle.answerable(talks, 3)
+    for row, (c, _, q), others in zip(table.itertuples(), asked, oracle.controls(asked, talks, 42), strict=True):
+        def logp(conversation, evidence):
+            context = gold_turns(TurnIndex(backbone, conversation), replace(q, evidence=evidence)) if evidence else ""
+            found = model.score([q.question], [q.answer], model.adapter.initial_state(), contexts=[context])
+            return (found.log_prob / found.tokens).item()
+        assert row.method == method and row.logp_own == pytest.approx(logp(c, q.evidence), abs=1e-4)
+        assert row.logp_zero == pytest.approx(logp(c, ()), abs=1e-4)
+        assert row.logp_neighbour == pytest.approx(logp(c, others[0][1][2].evidence), abs=1e-4)
+    bare = oracle.ask(model, talks, "prompt", **few)
+    assert (bare["logp_own"] - table["logp_own"]).abs().min() > 1e-3 and set(bare["method"]) == {"baseline"}
+
+
 def test_training_goes_over_the_questions_and_repeats_itself(backbone, talks):
     few = dict(epochs=2, batch_size=4, lr=0.01, warmup_steps=1, max_questions=10, progress=False)
     weights = []
@@ -255,6 +277,9 @@ def test_the_figure_has_a_row_a_stage_and_a_panel_a_control():
     beside = figures.evidence_by_stage(far, "made up")
     assert len(beside.data) == len(figure.data) - 2  # the prompt's two dots are written: nobody could tell the others apart
     assert [note.text[:13] for note in beside.layout.annotations if "→" in note.text] == ["<b>+2.000</b>", "<b>+4.000</b>"]
+    text = found[found["method"] == "baseline"].assign(method="slot", stage="text")
+    both = figures.evidence_by_stage(pd.concat([far, text.assign(effect=3.0, low=2.9, high=3.1)]), "made up")
+    assert len(both.data) == len(beside.data) and len([note for note in both.layout.annotations if "→" in note.text]) == 4
     with pytest.raises(ValueError, match="one row a method"):
         figures.evidence_by_stage(pd.concat([found, found]), "made up")
     with pytest.raises(ValueError, match="unknown later"):

@@ -38,6 +38,10 @@ def test_pairs_score_as_each_alone(open_model, method):
         exchanged = model.score_pairs(states[::-1], QUESTIONS, ANSWERS)
     assert_close(together.log_prob, torch.cat([score.log_prob for score in alone]), atol=1e-4, rtol=1e-4)
     assert together.tokens.tolist() == [int(score.tokens) for score in alone]
+    with torch.no_grad():
+        read = model.score_pairs(states, QUESTIONS, ANSWERS, ["", "Ben: I sold it."])
+        alone = model.score(QUESTIONS[1:], ANSWERS[1:], states[1], ["Ben: I sold it."])
+    assert_close(read.log_prob, torch.cat([together.log_prob[:1], alone.log_prob]), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(together.log_prob, exchanged.log_prob, atol=1e-4), "each row reads its own memory"
 
 
@@ -47,6 +51,8 @@ def test_what_makes_no_pairs(model):
         model.score_pairs(["own"], QUESTIONS, ANSWERS)
     with pytest.raises(ValueError, match="ask it alone"):
         model.score_pairs(["off", "own"], QUESTIONS, ANSWERS)
+    with pytest.raises(ValueError, match="one text a question"):
+        model.score_pairs(["own"], QUESTIONS[:1], ANSWERS[:1], ["a", "b"])
     assert_close(model.score_pairs(["off"], QUESTIONS[:1], ANSWERS[:1]).log_prob,
                  model.score(QUESTIONS[:1], ANSWERS[:1], memory="off").log_prob)
 

@@ -104,5 +104,6 @@ def test_the_table_asks_for_the_words_of_the_answer_that_the_evidence_has(backbo
     told = oracle.told(pd.concat([table, end]).assign(seed=42), "found", "share of words")
     assert set(map(tuple, told[["stage", "against"]].values)) == {(stage, name) for stage in ("after-1", "end") for name in oracle.AGAINST}
     assert set(told["unit"]) == {"share of words"} and oracle.told(end.assign(seed=42), "found")["effect"].dtype == float
-    with pytest.raises(ValueError, match="nothing is written at stage 'prompt'"):
-        probe.words_found(reader, backbone, talks, "prompt", **QUIET)
+    for stage in oracle.TEXT:
+        with pytest.raises(ValueError, match=f"nothing is written at stage '{stage}': name one of states, alone"):
+            probe.words_found(reader, backbone, talks, stage, **QUIET)

@@ -160,22 +160,23 @@ def test_the_notebook_of_oracle_banks_makes_each_stage_once(workplace):
         return made("96_oracle_banks.ipynb", runs, papermills, methods=methods, stages=stages, overrides=few)
 
     runs = Path("data/runs/oracle-tiny-gpt2-smoke-synthetic")
-    first = make("hebbian", "states,alone", papermills=True)
+    first = make("hebbian", "states,text,alone", papermills=True)
     own = make("queue", "after-4")
     both = make("hebbian,slot,M.6", "prompt,after")
     queue = "queue-1x-after-4-seed42.csv"
     assert set(own) == {*first, queue} and both.pop(queue) == own[queue]
-    assert set(first) == {"hebbian-1x-alone-seed42.csv"} and both.items() >= first.items()
+    assert set(first) == {"hebbian-1x-text-seed42.csv", "hebbian-1x-alone-seed42.csv"} and both.items() >= first.items()
     assert set(both) - set(first) == {"baseline-1x-prompt-seed42.csv", "hebbian-1x-after-seed42.csv", "slot-1x-after-seed42.csv"}
     figures = Path("figures/oracle-tiny-gpt2-smoke-synthetic")
     table = pandas.read_parquet(figures / "per_question.parquet")
     assert (table.groupby(["method", "stage"]).size() == 14).all() and table.groupby("stage")["logp_own"].nunique().min() > 1
     told = pandas.read_csv(figures / "told.csv")
     assert set(map(tuple, told[["method", "stage"]].values)) == {
-        ("baseline", "prompt"), ("hebbian", "alone"), ("hebbian", "after"), ("hebbian", "end"), ("slot", "after"), ("slot", "end")}
+        ("baseline", "prompt"), ("hebbian", "text"), ("hebbian", "alone"), ("hebbian", "after"), ("hebbian", "end"),
+        ("slot", "after"), ("slot", "end")}
     lost = pandas.read_csv(figures / "lost.csv").query("against == 'other'")
     assert set(map(tuple, lost[["method", "stage", "to"]].values)) == {
-        ("hebbian", "alone", "after"), ("hebbian", "after", "end"), ("slot", "after", "end")}
+        ("hebbian", "text", "alone"), ("hebbian", "alone", "after"), ("hebbian", "after", "end"), ("slot", "after", "end")}
     records = records_in(figures)
     assert set(records) == {name.removesuffix(".csv") for name in both} and records["slot-1x-after-seed42"]["settings"]["lr"] == 0.01
     assert {path.stem for path in figures.glob("*.html")} == {"where_it_is_lost", "crowding", "words"}
