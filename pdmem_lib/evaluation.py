@@ -7,9 +7,6 @@ bank with its entries shuffled where their order should not matter. The frozen m
 computed once and cached.
 """
 
-import hashlib
-import json
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +21,7 @@ from tqdm import tqdm
 from . import estimates, metrics, prompts, provenance
 from .backbone import Backbone, use_bf16
 from .checkpoints import Results, identity_of_asking
-from .files import cache_folder, load_json, save_json
+from .files import cache_file, cached_rows
 from .locomo import CATEGORIES, Conversation, Question, require_own_ids
 from .memory import Memory, MemoryModel, required_model
 from .methods import State
@@ -34,9 +31,8 @@ from .states import banks_by_session, encode_all
 if TYPE_CHECKING:
     import pandas
 
-log = logging.getLogger(__name__)
 SAMPLE_SEED = 0  # of the question sample: one for all runs, so that every method is asked the same questions
-FORMAT = 3  # of the frozen model's cached answers
+FORMAT = 4  # of the frozen model's cached answers
 ROWS = 128  # at once on a CPU (`Backbone.at_once`), a question under one memory each
 GUESSES = dict(zero="off", initial="off", random="off", other="own", shuffled="own")  # whose answer is likely a memory's too
 MEMORIES = ("own", "zero", "off", "other", "initial", "random", "shuffled")
@@ -229,30 +225,22 @@ def sample_questions(conversations: Sequence[Conversation],
 def frozen_answers(backbone: Backbone, questions: Sequence[Question],
                    s: EvaluateSettings) -> tuple[list[str], list[float]]:
     """The bare frozen model's answers and log-probabilities (nats per token) of the gold ones; cached on disk."""
-    file = frozen_file(backbone, questions, s)
-    try:
-        known = load_json(file)
-        if not len(known["answers"]) == len(known["logp"]) == len(questions):
-            raise ValueError("it holds another number of answers")
-        return known["answers"], known["logp"]
-    except FileNotFoundError:
-        pass
-    except (ValueError, KeyError, TypeError) as error:
-        log.warning("%s is damaged (%s) and is made again", file, error)
-    with tqdm(total=2 * len(questions), desc="frozen model", unit="answer", disable=not s.progress,
-              mininterval=1.0) as bar:
-        ask = _Asker(MemoryModel(backbone, "baseline"), [("", 0, q) for q in questions], s, bar.update)
-        rows = list(range(len(questions)))
-        (answers,), (logp,) = ask.answers(rows, ["off"]), ask.log_probs(rows, ["off"])
-    save_json(file, {"answers": answers, "logp": logp})
-    return answers, logp
+    def asked() -> list[tuple[str, float]]:
+        with tqdm(total=2 * len(questions), desc="frozen model", unit="answer", disable=not s.progress,
+                  mininterval=1.0) as bar:
+            ask = _Asker(MemoryModel(backbone, "baseline"), [("", 0, q) for q in questions], s, bar.update)
+            rows = list(range(len(questions)))
+            (answers,), (logp,) = ask.answers(rows, ["off"]), ask.log_probs(rows, ["off"])
+        return list(zip(answers, logp, strict=True))
+
+    answers, logp = zip(*cached_rows(frozen_file(backbone, questions, s), len(questions), asked), strict=True)
+    return list(answers), list(logp)
 
 
 def frozen_file(backbone: Backbone, questions: Sequence[Question], s: EvaluateSettings) -> Path:
     """Where `frozen_answers` keeps them."""
-    key = json.dumps([FORMAT, backbone.cache_key, prompts.PROMPT, prompts.ANSWER, s.max_new_tokens,
-                      use_bf16(s.autocast, backbone.device), [[q.question, q.answer] for q in questions]])
-    return cache_folder("frozen") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    return cache_file("frozen", [FORMAT, backbone.cache_key, prompts.PROMPT, prompts.ANSWER, s.max_new_tokens,
+                                 use_bf16(s.autocast, backbone.device), [[q.question, q.answer] for q in questions]])
 
 
 Job = tuple[list[int], list[tuple[str, Memory]]]  # rows, and the memories that each is asked under, by name

@@ -6,13 +6,15 @@ once in four thousand million times. (It is no protection against someone who wa
 """
 
 import errno
+import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from safetensors import safe_open
     from torch import Tensor
 
+log = logging.getLogger(__name__)
 SEAL = "checksums.json"  # of a folder's files
 
 
@@ -204,6 +207,26 @@ def load_json(file: str | Path, mend: str = "write it again") -> dict[str, Any]:
     if written != _json_checksum(content):
         raise ValueError(f"{file} is damaged (its checksum differs): {mend}")
     return content
+
+
+def cache_file(kind: str, key: Sequence[Any]) -> Path:
+    """The file of the cache for what ``key`` decides: whatever changes the content stands in it."""
+    return cache_folder(kind) / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
+
+
+def cached_rows(file: Path, count: int, make: Callable[[], list[tuple]]) -> list[tuple]:
+    """The ``count`` rows that ``make`` returns, from ``file`` where they lie there; a damaged one is said and made again."""
+    try:
+        rows = [tuple(row) for row in load_json(file)["rows"]]
+        if len(rows) != count:
+            raise ValueError(f"it holds {len(rows)} rows in place of {count}")
+        return rows
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s is damaged (%s) and is made again", file, error)
+    save_json(file, {"rows": (rows := make())})
+    return rows
 
 
 def _json_checksum(content: Mapping[str, Any]) -> str:

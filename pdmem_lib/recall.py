@@ -34,7 +34,7 @@ from .prompts import ANSWER, PROMPT
 from .methods import REGISTRY, AttentionCoupledBank, HebbianMatrix, Inputs, MemorySettings, Method, SparseSlots, State
 from .settings import Settings
 from .sources import settings_sha256
-from .training import clipped
+from .training import descend
 
 if TYPE_CHECKING:
     import pandas
@@ -459,14 +459,8 @@ def _train(lab: _Lab, reader: _Reader,
         lr = s.lr * min((step + 1) / max(1, s.warmup_steps), 0.5 * (1 + math.cos(math.pi * step / s.steps)))
         for group in optimizer.param_groups:
             group["lr"] = lr
-        loss = F.nll_loss(reader(banks, keys), codes)
-        optimizer.zero_grad()  # a look at a gradient may have left one
-        loss.backward()
-        grad_norm = clipped(parameters, s.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        rows.append(dict(step=step, loss=loss.item(), lr=lr, grad_norm=grad_norm,
-                         seconds=time.perf_counter() - start))
+        loss, grad_norm = descend(F.nll_loss(reader(banks, keys), codes), optimizer, parameters, s.clip)
+        rows.append(dict(step=step, loss=loss, lr=lr, grad_norm=grad_norm, seconds=time.perf_counter() - start))
         if on_step:
             on_step(step, lab.model)
     return pd.DataFrame(rows)

@@ -6,9 +6,6 @@ have no memory to read stand beside it too: the same one trained on P_0 alone (`
 the answers' format brings), and `lora.LoRAModel`, as many parameters in the weights of the blocks.
 """
 
-import hashlib
-import json
-import logging
 import os.path
 import sys
 import time
@@ -25,7 +22,7 @@ from . import metrics, prompts, seam
 from .backbone import Backbone, length_sorted_batches, use_bf16
 from .decoding import greedy_lines
 from .evaluation import EvaluateSettings
-from .files import cache_folder, load_json, save_json
+from .files import cache_file, cached_rows
 from .locomo import Conversation, Question
 from .memory import MemoryModel
 from .settings import Settings
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
     import numpy
     import pandas
 
-log = logging.getLogger(__name__)
 FORMAT = 3  # of the cached answers
 KINDS = ("none", "gold", "bm25", "last")
 SHARED = 256  # tokens that prompts must have in common for these to be run once for all of them
@@ -270,28 +266,23 @@ def _bytes_kept(index: TurnIndex, reference: PromptReference, text: str) -> int:
 def _cached_answers(backbone: Backbone, asked, texts: Sequence[str], s: EvaluateSettings,
                     on_batch: Callable[[int], object]) -> list[tuple[str, float, int, float]]:
     """(answer, logp, tokens, seconds) of every question, from the disk or computed now."""
-    file = _answers_file(backbone, asked, texts, s)
-    try:
-        known = [(str(answer), float(logp), int(tokens), float(seconds))
-                 for answer, logp, tokens, seconds in load_json(file)["rows"]]
-        if len(known) != len(asked):
-            raise ValueError("it holds another number of answers")
-        on_batch(2 * len(asked))
-        return known
-    except FileNotFoundError:
-        pass
-    except (ValueError, KeyError, TypeError) as error:
-        log.warning("%s is damaged (%s) and is made again", file, error)
-    rows = _answers(backbone, [q for *_, q in asked], texts, s, on_batch)
-    save_json(file, {"rows": rows})
+    made = 0
+
+    def counted(n: int) -> None:
+        nonlocal made
+        made += n
+        on_batch(n)
+
+    rows = cached_rows(_answers_file(backbone, asked, texts, s), len(asked),
+                       lambda: _answers(backbone, [q for *_, q in asked], texts, s, counted))
+    on_batch(2 * len(asked) - made)
     return rows
 
 
 def _answers_file(backbone: Backbone, asked, texts: Sequence[str], s: EvaluateSettings) -> Path:
     wanted = [[prompts.prompt_text(q.question, text), q.answer] for (*_, q), text in zip(asked, texts, strict=True)]
-    key = json.dumps([FORMAT, backbone.cache_key, prompts.ANSWER, s.max_new_tokens, s.batch_size,
-                      use_bf16(s.autocast, backbone.device), str(backbone.device), wanted])
-    return cache_folder("references") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    return cache_file("references", [FORMAT, backbone.cache_key, prompts.ANSWER, s.max_new_tokens, s.batch_size,
+                                     use_bf16(s.autocast, backbone.device), str(backbone.device), wanted])
 
 
 def _answers(backbone: Backbone, questions: Sequence[Question], texts: Sequence[str], s: EvaluateSettings,

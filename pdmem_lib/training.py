@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from .checkpoints import COLUMNS, Checkpoint, identity
@@ -125,22 +126,25 @@ def train(model: MemoryModel, conversations: Iterable[Conversation], on_step: Ca
 def take_step(model: MemoryModel, optimizer: torch.optim.Optimizer, questions: Sequence[Question], bank: State,
               s: TrainSettings) -> tuple[float, float]:
     """One step on questions that read ``bank``: the loss (nats per answer token), and the gradient's norm before clipping."""
-    optimizer.zero_grad()  # a look at a gradient may have left one
     with model.backbone.autocast(s.autocast):
         loss = model.loss([q.question for q in questions], [q.answer for q in questions], memory=bank)
+    return descend(loss, optimizer, model.parameters(), s.clip)
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter],
+            clip: float) -> tuple[float, float]:
+    """One step down ``loss``: the loss, and its gradient's norm before it is clipped to ``clip``.
+
+    RuntimeError where that norm is not finite. No gradient is left, and one that a look at it had left takes no part.
+    """
+    optimizer.zero_grad()
     loss.backward()
-    grad_norm = clipped(model.parameters(), s.clip)
+    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
+    if not math.isfinite(grad_norm):
+        raise RuntimeError(f"the gradient's norm is {grad_norm}, training does not converge: try a lower learning rate")
     optimizer.step()
     optimizer.zero_grad()
     return loss.item(), grad_norm
-
-
-def clipped(parameters: Sequence[torch.nn.Parameter], clip: float) -> float:
-    """The gradient's norm, before it is clipped to ``clip``; RuntimeError where it is not finite."""
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
-    if not math.isfinite(norm):
-        raise RuntimeError(f"the gradient's norm is {norm}, training does not converge: try a lower learning rate")
-    return norm
 
 
 def training_questions(conversations: Sequence[Conversation], s: TrainSettings,
@@ -183,16 +187,12 @@ def train_pairs(model: MemoryModel, draw: Callable[[int], tuple[Sequence, ...]],
     for step in tqdm(range(steps), desc=f"train {model.method}", unit="step", disable=not progress, mininterval=1.0,
                      leave=False):
         drawn = draw(step)
-        optimizer.zero_grad()  # a look at a gradient may have left one
+        lr = scheduler.get_last_lr()[0]
         with model.backbone.autocast(autocast):
             loss = -model.score_pairs(*drawn).log_prob.mean()
-        loss.backward()
-        grad_norm = clipped(parameters, clip)
-        rows.append(dict(step=step, loss=loss.item(), lr=scheduler.get_last_lr()[0], grad_norm=grad_norm,
-                         seconds=time.perf_counter() - start))
-        optimizer.step()
-        optimizer.zero_grad()
+        loss, grad_norm = descend(loss, optimizer, parameters, clip)
         scheduler.step()
+        rows.append(dict(step=step, loss=loss, lr=lr, grad_norm=grad_norm, seconds=time.perf_counter() - start))
     return pd.DataFrame(rows)
 
 

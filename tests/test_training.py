@@ -420,7 +420,7 @@ def test_the_frozen_model_is_asked_once_for_all_methods(model, conversations, ow
     assert mended[["answer_off", "logp_off"]].equals(first[["answer_off", "logp_off"]])
 
 
-@pytest.mark.parametrize("content", ["[]", "null", "3", "{}", '{"answers": ["a"], "logp": [-1.0]}', '{"answers": 1, "logp": 2}'])
+@pytest.mark.parametrize("content", ["[]", "null", "3", "{}", '{"rows": [["a", -1.0]]}', '{"rows": 1}'])
 def test_a_cached_file_of_another_make_is_made_again(model, conversations, own_cache, content):
     m = model("baseline")
     wanted = pdmem.evaluate(m, conversations[:1], questions_per_bucket=3, **FEW).per_question
