@@ -23,6 +23,7 @@ from .locomo import Conversation, data_sha256
 from .memory import MemoryModel
 from .methods import State
 from .settings import Settings
+from .sources import registered_code
 
 log = logging.getLogger(__name__)
 COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "seconds")
@@ -52,6 +53,7 @@ def _identity(model: MemoryModel, conversations: Iterable[Conversation], of: str
         **{f"{of} {name}": value for name, value in asdict(settings).items() if name not in ("progress", "autocast")},
         "bf16": use_bf16(settings.autocast, model.backbone.device), "device": model.backbone.device.type,
         "torch": torch.__version__, "prompt": [prompts.PROMPT, prompts.ANSWER],  # as they are now: one may have set them
+        "method_code": registered_code(type(model.adapter)),
         "code": "".join(file_checksum(Path(__file__).with_name(f"{name}.py")) for name in code),
     }
 

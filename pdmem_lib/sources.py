@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 NEUTRAL = frozenset({
@@ -49,6 +50,31 @@ def library_parts(also: Iterable[str] = ()) -> list[str]:
     of the modules that are not `NEUTRAL`, or are named in ``also``."""
     counted = [path for path in modules() if path.stem not in NEUTRAL - set(also)]
     return [*(f"{name} {version(name).split('+')[0]}" for name in ("torch", "transformers")), *map(code_of, counted)]
+
+
+def registered_code(cls: type) -> str:
+    """A digest of a class' methods and plain attributes and of its bases', but for those of this library and of torch.
+
+    A method that a user registers is known by it, wherever it was defined. What its methods call elsewhere is not seen.
+    """
+    found = []
+    for base in cls.__mro__:
+        if base.__module__.partition(".")[0] in (__package__, "torch", "builtins", "typing", "abc"):
+            continue
+        for name, value in sorted(vars(base).items()):
+            function = getattr(value, "fget", None) or getattr(value, "__func__", value)
+            if isinstance(function, FunctionType):
+                found.append(f"{type(value).__name__} {name} {_compiled(function.__code__)} {function.__defaults__}")
+            elif isinstance(value, (int, float, str, tuple)) and not name.startswith("__"):
+                found.append(f"{name} {value!r}")
+    return digest(*found)
+
+
+def _compiled(code: CodeType) -> str:
+    """What a function does, wherever it stands: its bytecode, names and constants, without lines and file."""
+    constants = [_compiled(one) if isinstance(one, CodeType) else str(sorted(map(repr, one))) if isinstance(one, frozenset)
+                 else repr(one) for one in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 @cache  # what is in this process does not change with the files

@@ -271,14 +271,21 @@ class Forgetful(pdmem.REGISTRY["slot"]):
         return {"P": 0.5 * super().write(state, H)["P"]}
 
 
-@pytest.mark.parametrize("what", ["write", "P_0", "prompt"])
+class Louder(pdmem.REGISTRY["slot"]):
+    """Another read of the same banks."""
+
+    def read(self, state, inputs=None):
+        return super().read({"P": 2 * state["P"]}, inputs)
+
+
+@pytest.mark.parametrize("what", ["write", "read", "P_0", "prompt"])
 def test_answers_from_other_banks_or_to_another_prompt_are_made_again(tiny, conversations, tmp_path, monkeypatch, caplog, what):
     file, settings = tmp_path / "evaluated.json", dict(memory="initial" if what == "P_0" else "own")
     _, calls, _ = asked_until(None, build(tiny, "slot"), conversations, file, monkeypatch, **settings)
     if what == "prompt":
         monkeypatch.setattr(prompts, "PROMPT", "Q: {question}\nA:")
     else:
-        monkeypatch.setitem(pdmem.REGISTRY, "slot", Forgetful)
+        monkeypatch.setitem(pdmem.REGISTRY, "slot", Louder if what == "read" else Forgetful)
     if what == "P_0":
         monkeypatch.setattr(Forgetful, "initial_state", lambda self: {"P": self.draw("other", 16, self.d, std=1.0)})
     with caplog.at_level(logging.WARNING):
@@ -333,5 +340,5 @@ def test_every_module_that_decides_a_run_counts_in_its_checkpoint():
                      for line in lines]
             open_ends += [name for line in names for name in line if (library / f"{name}.py").exists()]
     made_of_answers = {"estimates", "metrics", "provenance"}  # what comes after them: it is made anew anyway
-    beside = {"cards", "files", "locomo", "persistence", "settings"}  # files and forms; data and settings count themselves
+    beside = {"cards", "files", "locomo", "persistence", "settings", "sources"}  # files and forms; data and settings count themselves
     assert found == {*checkpoints.CODE, *checkpoints.ASKING, *made_of_answers, *beside}

@@ -223,3 +223,19 @@ def test_states_are_written_less_their_mean_at_their_size(model, method):
 def test_names_from_data_are_shown_literally(table):
     figure = sensitivity.recall_by_setting(table.replace({"setting": {"no gate": "<b>no</b> gate"}}), "made up")
     assert figure.layout.yaxis.ticktext[1] == "&lt;b&gt;no&lt;/b&gt; gate"
+
+
+def test_a_registered_class_is_known_by_what_its_methods_do():
+    from pdmem_lib.methods import REGISTRY
+
+    def variant(body, above=""):
+        space = {"Slot": REGISTRY["slot"], "__name__": "__main__"}
+        exec(f"{above}class Mine(Slot):\n    {body}", space)  # defined somewhere, as in a cell of a notebook
+        return sources.registered_code(space["Mine"])
+
+    assert len({sources.registered_code(cls) for cls in REGISTRY.values()}) == 1  # the library's own count as modules
+    read = "def read(self, state, inputs=None): return super().read({'P': 2 * state['P']}, inputs)"
+    assert variant(read) == variant(read, above="\n\n# elsewhere\n") == variant(f"'''Another text.'''\n    {read}")
+    different = [variant(body) for body in ("pass", read, read.replace("2 *", "3 *"), read.replace("read", "write"), "top = 3",
+                                            f"@property\n    {read}", read.replace("None", "()"))]
+    assert len(set(different)) == len(different)
