@@ -54,7 +54,7 @@ def _identity(model: MemoryModel, conversations: Iterable[Conversation], of: str
         "bf16": use_bf16(settings.autocast, model.backbone.device), "device": model.backbone.device.type,
         "torch": torch.__version__, "prompt": [prompts.PROMPT, prompts.ANSWER],  # as they are now: one may have set them
         "method_code": registered_code(type(model.adapter)),
-        "code": "".join(file_checksum(Path(__file__).with_name(f"{name}.py")) for name in code),
+        "code": _checksums(code),
     }
 
 
@@ -67,11 +67,16 @@ def _weights(model: MemoryModel) -> str:
 
 
 def steps_done(file: str | Path) -> int:
-    """How many steps the checkpoint ``file`` holds; 0 where there is none, or it is damaged."""
+    """How many steps the checkpoint ``file`` holds; 0 where there is none, it is damaged or of other code."""
     try:
-        return len(load_tensors(file)[0]["history"])
+        tensors, metadata = load_tensors(file)
+        return len(tensors["history"]) if json.loads(metadata["run"])["code"] == _checksums(CODE) else 0
     except (OSError, ValueError, KeyError):
         return 0
+
+
+def _checksums(modules: Iterable[str]) -> str:
+    return "".join(file_checksum(Path(__file__).with_name(f"{name}.py")) for name in modules)
 
 
 class Checkpoint:

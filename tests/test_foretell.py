@@ -1,5 +1,6 @@
 """A run's time is its work, counted as the library does it, times what a unit takes; and how costs grow is drawn."""
 
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import pdmem_lib as pdmem
-from pdmem_lib import cost_figures, evaluation, experiment, foretell, memory, states
+from pdmem_lib import checkpoints, cost_figures, evaluation, experiment, foretell, memory, states
 from pdmem_lib.experiment import Experiment
 from pdmem_lib.files import save_tensors
 from pdmem_lib.memory import MemoryModel
@@ -126,8 +127,9 @@ def test_a_foretelling_has_a_line_a_method_and_a_range(tmp_path, monkeypatch):
     said = []
     runs = experiment.grid(["slot", "slot.format"], [1], [42, 43, 44])
     assert experiment.grid(["M.6", "slot", "M.6.format"], [1], [42, 43, 44]) == runs
-    kept = tmp_path / "slot-1x-seed44" / "checkpoint.safetensors"
-    save_tensors(kept, {"history": torch.zeros(2, 6)}, {})
+    for name, code in (("slot", checkpoints._checksums(checkpoints.CODE)), ("slot.format", "of another day")):
+        kept = tmp_path / f"{name}-1x-seed44" / "checkpoint.safetensors"
+        save_tensors(kept, {"history": torch.zeros(2, 6)}, {"run": json.dumps({"code": code})})
     told = foretell.foretell(runs, "tiny-gpt2", "synthetic", "smoke", cores=2, say=said.append, folder=tmp_path)
     assert "6 runs" in said[0] and "about" in said[0]
     seconds = told.runs.set_index(["method", "seed"])["seconds"]
