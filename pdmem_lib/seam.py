@@ -210,21 +210,26 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
         return sdpa_attention_forward(module, query, key, value, attention_mask, **stock)[0], None
     B, h, T, dk = query.shape
     h_kv, S = key.shape[1], key.shape[2]
-    grouped = (query * (dk**-0.5 if scaling is None else scaling)).view(B, h_kv, h // h_kv, T, dk)
-    # (B or 1, 1, T, S) bool; transformers leaves the mask out where it is plainly causal
-    hidden = _ahead(T, S, query.device) if attention_mask is None else ~attention_mask
-    to_input = _shared(grouped, key.mT)  # (B, h_kv, r, T, S)
-    to_input = to_input.masked_fill(hidden[:, :, None], torch.finfo(to_input.dtype).min)
-    if by_matmul:
-        plain = _by_head(_shared(to_input.softmax(dim=-1), value))
+    scaling = dk**-0.5 if scaling is None else scaling
+    grouped = (query * scaling).view(B, h_kv, h // h_kv, T, dk)
+    if _tells_its_mass(query, key, attention_mask, dropout):
+        plain, lse_input = _attend_with_mass(query, key, value, attention_mask, scaling)
     else:
-        plain, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **stock)  # (B, T, h, dk)
-    if memory is None:
-        return plain, None
-    lse_input = _logsumexp(to_input.float())  # (B, h_kv, r, T, 1): the softmax mass on all of the input
+        # (B or 1, 1, T, S) bool; transformers leaves the mask out where it is plainly causal
+        hidden = _ahead(T, S, query.device) if attention_mask is None else ~attention_mask
+        to_input = _shared(grouped, key.mT)  # (B, h_kv, r, T, S)
+        to_input = to_input.masked_fill(hidden[:, :, None], torch.finfo(to_input.dtype).min)
+        if by_matmul:
+            plain = _by_head(_shared(to_input.softmax(dim=-1), value))
+        else:
+            plain, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **stock)  # (B, T, h, dk)
+        if memory is None:
+            return plain, None
+        lse_input = _logsumexp(to_input.float())  # (B, h_kv, r, T, 1): the softmax mass on all of the input
     gate = None if memory.gate is None else torch.tanh(memory.gate)  # (h,)
     if _fused_reads(memory):
-        change = _fused_change(grouped, lse_input, plain, memory)
+        change = (_fused_change(grouped, lse_input, plain, memory) if torch.is_grad_enabled() or query.device.type != "cpu"
+                  else _change_by_mass(grouped, lse_input, plain, memory))
         return plain + (change if gate is None else gate[:, None].to(value.dtype) * change), None
     M = memory.keys.shape[2]
     to_memory = _by_run("bhrtd,hmd->bhrtm", grouped, memory.keys, memory.rows)  # (B, h_kv, r, T, M)
@@ -279,6 +284,46 @@ def _fused_change(grouped: Tensor, lse_input: Tensor, plain: Tensor, memory: Key
     read = read.unflatten(0, (Bm, parts)).transpose(1, 2).flatten(2, 3)
     read = _by_head(read.unflatten(2, (B // Bm, r, T)).transpose(1, 2).flatten(0, 1))  # (B, T, h, width)
     return read[..., :dk] + (read[..., dk : dk + 1] - 1) * plain
+
+
+def _tells_its_mass(query: Tensor, key: Tensor, attention_mask: Tensor | None, dropout: float) -> bool:
+    """Whether `_attend_with_mass` serves: on a CPU, without a gradient, under a mask or plainly causal over its own columns."""
+    T, S = query.shape[2], key.shape[2]
+    return (query.device.type == "cpu" and not torch.is_grad_enabled() and not dropout
+            and (T in (1, S) if attention_mask is None else attention_mask.dtype == torch.bool))
+
+
+def _attend_with_mass(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+                      scaling: float) -> tuple[Tensor, Tensor]:
+    """What stock sdpa computes, bit for bit, (B, T, h, dk), and the log-sum-exp of its scores, (B, h_kv, r, T, 1)."""
+    B, h, T, _ = query.shape
+    h_kv = key.shape[1]
+    bias = None
+    if attention_mask is not None:
+        bias = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(~attention_mask, -torch.inf)
+        if T == 1:
+            query = query.view(B, h_kv, h // h_kv, -1)  # as stock sdpa has it: heads that share a key are queries of one
+    plain, lse = _flash(query, key, value, T > 1 and bias is None, bias, scaling)
+    return plain.reshape(B, h, T, -1).transpose(1, 2), lse.reshape(B, h_kv, h // h_kv, T, 1)
+
+
+def _change_by_mass(grouped: Tensor, lse_input: Tensor, plain: Tensor, memory: KeyValues) -> Tensor:
+    """`_fused_change` where no gradient is wanted: memory and input are read apart and weighed by their softmax mass."""
+    B, h_kv, r, T, dk = grouped.shape
+    Bm = len(memory.keys)
+    rows = grouped.reshape(Bm, B // Bm, h_kv, r * T, dk).transpose(1, 2).flatten(2, 3)  # (Bm, h_kv, rows, dk)
+    read, lse = _flash(rows, memory.keys.to(rows.dtype), memory.values.to(rows.dtype))
+    read, lse = (x.unflatten(2, (B // Bm, r, T)).transpose(1, 2).flatten(0, 1) for x in (read, lse[..., None]))
+    return _by_head((lse - lse_input).sigmoid()).to(plain.dtype) * (_by_head(read) - plain)
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, causal: bool = False, bias: Tensor | None = None,
+           scaling: float = 1.0) -> tuple[Tensor, Tensor]:
+    """torch's attention kernel of the CPU, called for the log-sum-exp that `scaled_dot_product_attention` drops."""
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, causal, attn_mask=bias if bias is None else bias.to(query.dtype), scale=scaling)
 
 
 def _cheap_backward(query: Tensor) -> bool:

@@ -344,6 +344,48 @@ def test_a_large_bank_is_read_alike_by_fused_attention_and_by_matmuls(model, met
         assert b.norm() > 0 and (a - b).norm() < 1e-3 * b.norm()
 
 
+@pytest.mark.parametrize("method", ["prefix", "kv_extension", "hebbian", "slot"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_without_a_gradient_a_bank_is_read_alike_however_its_mass_is_found(model, method, autocast, monkeypatch):
+    """By the kernel that tells it, by fused attention with one more entry, and by matmuls; a bank a run of rows, and masked rows."""
+    m, found = loud(model(method, num_entries=300)), []
+    banks = [m.state, m.write("Ann: Oh.")]
+    with m.backbone.autocast(autocast):
+        for told, fused in ((True, True), (False, True), (True, False), (False, False)):
+            monkeypatch.setattr(seam, "_tells_its_mass", seam._tells_its_mass if told else lambda *_: False)
+            monkeypatch.setattr(seam, "_fused_reads", seam._fused_reads if fused else lambda _: False)
+            found.append((m.scores_under(banks, QUESTIONS, ANSWERS).log_prob, m.answers_under(banks, QUESTIONS, 6)))
+            monkeypatch.undo()
+    for score, answers in found[1:]:
+        torch.testing.assert_close(score, found[0][0], rtol=1e-5 if not autocast else 2e-2, atol=1e-4 if not autocast else 0.1)
+        assert autocast or answers == found[0][1]
+    assert not torch.allclose(found[0][0][0], found[0][0][1], atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("B, T, S, masked", [(4, 1, 13, False), (4, 1, 13, True), (4, 9, 9, False), (4, 9, 9, True), (3, 5, 12, True),
+                                             (2, 40, 40, True)])
+@pytest.mark.parametrize("h, h_kv", [(9, 3), (4, 4)])
+def test_attention_that_tells_its_mass_is_stock_attention_bit_for_bit(B, T, S, masked, h, h_kv, dtype):
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = h // h_kv, True
+    draw = torch.Generator().manual_seed(T)
+    query, key, value = (torch.randn(B, heads, n, 64, generator=draw).to(dtype) for heads, n in ((h, T), (h_kv, S), (h_kv, S)))
+    mask = torch.ones(B, 1, T, S, dtype=torch.bool).tril(S - T) if masked else None
+    if masked:
+        mask[0, :, :, :3] = False  # padding on the left, whose own rows see nothing where they lie in the input
+    with torch.no_grad():
+        assert seam._tells_its_mass(query, key, mask, 0.0)
+        plain, mass = seam._attend_with_mass(query, key, value, mask, 0.125)
+        assert torch.equal(plain, seam.memory_attention(module, query, key, value, mask, scaling=0.125)[0])
+    visible = mask if masked else torch.ones(1, 1, T, S, dtype=torch.bool).tril(S - T)
+    scores = (0.125 * query.float() @ key.float().repeat_interleave(h // h_kv, dim=1).mT).masked_fill(~visible, -torch.inf)
+    expected, seen = scores.logsumexp(dim=-1), visible.any(dim=-1).expand(B, h, T)
+    assert mass.shape == (B, h_kv, h // h_kv, T, 1) and mass.isfinite().all()
+    torch.testing.assert_close(mass.reshape(B, h, T)[seen], expected[seen], rtol=1e-4, atol=1e-4)
+    assert not seam._tells_its_mass(query, key, mask, 0.0)  # a gradient may be wanted, and that of the mass is not known
+
+
 @pytest.mark.parametrize("method", ALL)
 def test_memory_takes_no_positions(tiny, model, method):
     """At 10x, real tokens stand at 0 ... T-1 in scoring, logits and left-padded generation; soft tokens all at 0."""
