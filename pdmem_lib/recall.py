@@ -459,7 +459,7 @@ def _train(lab: _Lab, reader: _Reader,
         lr = s.lr * min((step + 1) / max(1, s.warmup_steps), 0.5 * (1 + math.cos(math.pi * step / s.steps)))
         for group in optimizer.param_groups:
             group["lr"] = lr
-        loss, grad_norm = descend(F.nll_loss(reader(banks, keys), codes), optimizer, parameters, s.clip)
+        loss, grad_norm = descend([F.nll_loss(reader(banks, keys), codes)], optimizer, parameters, s.clip)
         rows.append(dict(step=step, loss=loss, lr=lr, grad_norm=grad_norm, seconds=time.perf_counter() - start))
         if on_step:
             on_step(step, lab.model)

@@ -6,7 +6,7 @@ conversation's bank for a batch of its questions.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,16 +16,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .backbone import length_sorted_batches
 from .checkpoints import COLUMNS, Checkpoint, identity
 from .locomo import Conversation, Question, require_own_ids
 from .memory import MemoryModel, required_model
 from .methods import State
-from .prompts import require_fitting
+from .prompts import prompt_texts, require_fitting
 from .settings import SEEDS, Settings, whole_number
 from .states import encode_all, final_bank
 
 if TYPE_CHECKING:
     import pandas
+
+
+STEP_TOKENS = 4096  # of rows that are trained on at once, padding included: a step of texts on SmolLM2 had taken 20 GB
 
 
 @dataclass(frozen=True)
@@ -128,23 +132,27 @@ def take_step(model: MemoryModel, optimizer: torch.optim.Optimizer, questions: S
     """One step on questions that read ``bank``: the loss (nats per answer token), and the gradient's norm before clipping."""
     with model.backbone.autocast(s.autocast):
         loss = model.loss([q.question for q in questions], [q.answer for q in questions], memory=bank)
-    return descend(loss, optimizer, model.parameters(), s.clip)
+    return descend([loss], optimizer, model.parameters(), s.clip)
 
 
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter],
+def descend(losses: Iterable[Tensor], optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter],
             clip: float) -> tuple[float, float]:
-    """One step down ``loss``: the loss, and its gradient's norm before it is clipped to ``clip``.
+    """One step down the sum of ``losses``: that sum, and its gradient's norm before it is clipped to ``clip``.
 
-    RuntimeError where that norm is not finite. No gradient is left, and one that a look at it had left takes no part.
+    Of losses that are made as they are asked for, one at a time is held. RuntimeError where the norm is not finite. No
+    gradient is left, and one that a look at it had left takes no part.
     """
     optimizer.zero_grad()
-    loss.backward()
+    total = 0.0
+    for loss in losses:
+        loss.backward()
+        total += loss.item()
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
     if not math.isfinite(grad_norm):
         raise RuntimeError(f"the gradient's norm is {grad_norm}, training does not converge: try a lower learning rate")
     optimizer.step()
     optimizer.zero_grad()
-    return loss.item(), grad_norm
+    return total, grad_norm
 
 
 def training_questions(conversations: Sequence[Conversation], s: TrainSettings,
@@ -174,8 +182,9 @@ def train_pairs(model: MemoryModel, draw: Callable[[int], tuple[Sequence, ...]],
 
     For a lesson that trains while one watches. Let every step hold each answer equally often: banks have most in
     common, and a step of one answer teaches that common part to give it. AdamW without weight decay; ``clip`` is the
-    largest gradient norm. Returns the history, a row a step: step, loss (nats per answer), lr, grad_norm, seconds. What
-    ``draw`` does not touch, ``model.state`` included, is left alone. The baseline has nothing to train: ValueError.
+    largest gradient norm. A step of long texts is taken in parts. Returns the history, a row a step: step, loss (nats per
+    answer), lr, grad_norm, seconds. What ``draw`` does not touch, ``model.state`` included, is left alone. The baseline has
+    nothing to train: ValueError.
     """
     import pandas as pd
 
@@ -186,14 +195,22 @@ def train_pairs(model: MemoryModel, draw: Callable[[int], tuple[Sequence, ...]],
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, warmup_steps, steps))
     for step in tqdm(range(steps), desc=f"train {model.method}", unit="step", disable=not progress, mininterval=1.0,
                      leave=False):
-        drawn = draw(step)
         lr = scheduler.get_last_lr()[0]
-        with model.backbone.autocast(autocast):
-            loss = -model.score_pairs(*drawn).log_prob.mean()
-        loss, grad_norm = descend(loss, optimizer, parameters, clip)
+        loss, grad_norm = descend(_pair_losses(model, draw(step), autocast), optimizer, parameters, clip)
         scheduler.step()
         rows.append(dict(step=step, loss=loss, lr=lr, grad_norm=grad_norm, seconds=time.perf_counter() - start))
     return pd.DataFrame(rows)
+
+
+def _pair_losses(model: MemoryModel, drawn: tuple[Sequence, ...], autocast: bool | str) -> Iterator[Tensor]:
+    """The step's loss (nats per answer) in parts that add up to it, of at most `STEP_TOKENS` each; mostly in one."""
+    _, questions, _, *contexts = drawn
+    lengths = [len(model.backbone.token_ids(text)) for text in prompt_texts(questions, contexts[0])] if contexts else []
+    fits = len(lengths) * max(lengths, default=0) <= STEP_TOKENS
+    for part in [range(len(questions))] if fits else length_sorted_batches(lengths, STEP_TOKENS):
+        with model.backbone.autocast(autocast):
+            loss = -model.score_pairs(*([column[i] for i in part] for column in drawn)).log_prob.sum() / len(questions)
+        yield loss
 
 
 def epoch_batches(ids: list[str], lengths: list[int], size: int, generator: torch.Generator | None) -> list[list[int]]:

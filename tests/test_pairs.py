@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 import pdmem_lib as pdmem
+from pdmem_lib import training
 from pdmem_lib.training import train_pairs
 
 QUESTIONS, ANSWERS = ["What did Ann adopt?", "And what did Ben, who lives far away, buy?"], ["a cat", "harps"]
@@ -69,6 +70,25 @@ def test_training_on_pairs_moves_the_adapter_alone_and_lowers_the_loss(open_mode
     assert any(not torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
     assert all(map(torch.equal, frozen, model.backbone.model.parameters()))
     assert model.state is state and random.getstate() == drawn
+
+
+def test_a_step_of_long_texts_is_taken_in_parts(open_model, monkeypatch):
+    """To the weights that it would have had; never more than so many tokens at a time, unless one row has them."""
+    asked = [*QUESTIONS, *QUESTIONS], [*ANSWERS, *ANSWERS], ["", "Ben: " + "I said so. " * 9, "Ann: Yes.", "Ben: " + "I did. " * 4]
+    weights, rows, score_pairs = [], [], pdmem.MemoryModel.score_pairs
+    for tokens in (training.STEP_TOKENS, 60):
+        model, states = open_model("slot")
+        monkeypatch.setattr(training, "STEP_TOKENS", tokens)
+        monkeypatch.setattr(pdmem.MemoryModel, "score_pairs", lambda self, memories, *rest: rows.append(len(memories)) or score_pairs(
+            self, memories, *rest))
+        history = train_pairs(model, lambda _, four=(*states, *states): (four, *asked), steps=2, lr=0.01, autocast=False,
+                              progress=False)
+        weights.append((torch.tensor(history["loss"]), [p.detach() for p in model.parameters()]))
+    assert rows[:2] == [4, 4] and len(rows) > 4 and sum(rows[2:]) == 8
+    (loss, plain), (other_loss, other) = weights
+    assert_close(loss, other_loss, atol=1e-5, rtol=1e-5)
+    for a, b in zip(plain, other, strict=True):
+        assert (a - b).norm() <= 1e-3 * a.norm()
 
 
 def test_what_cannot_be_trained(model):
