@@ -53,7 +53,7 @@ def _identity(model: MemoryModel, conversations: Iterable[Conversation], of: str
         **{f"{of} {name}": value for name, value in asdict(settings).items() if name not in ("progress", "autocast")},
         "bf16": use_bf16(settings.autocast, model.backbone.device), "device": model.backbone.device.type,
         "torch": torch.__version__, "prompt": [prompts.PROMPT, prompts.ANSWER],  # as they are now: one may have set them
-        "method_code": registered_code(type(model.adapter)),
+        "method_code": registered_code(type(model.adapter), code),
         "code": _checksums(code),
     }
 
@@ -67,11 +67,11 @@ def _weights(model: MemoryModel) -> str:
 
 
 def steps_done(file: str | Path) -> int:
-    """How many steps the checkpoint ``file`` holds; 0 where there is none, it is damaged or of other code."""
+    """How many steps the checkpoint ``file`` holds; 0 where there is none, it is damaged or of other code of the library."""
     try:
         tensors, metadata = load_tensors(file)
         return len(tensors["history"]) if json.loads(metadata["run"])["code"] == _checksums(CODE) else 0
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return 0
 
 

@@ -24,7 +24,7 @@ MEMORIES = {  # memory: (name, marker, place across its row: what often scores t
 }
 STAGES = {  # of `oracle`: stage: how it is named at its row
     "prompt": "the evidence in the prompt<br>(frozen model, no memory)",
-    "text": "the evidence in the prompt,<br>the adapter trained so",
+    "text": "the same text, with an<br>adapter trained beside it",
     "states": "its token states are<br>the memory's entries",
     "alone": "it is written, alone",
     "after-1": "written after 1 of the turns<br>before it, asked at once",

@@ -233,7 +233,7 @@ def frozen_answers(backbone: Backbone, questions: Sequence[Question],
             (answers,), (logp,) = ask.answers(rows, ["off"]), ask.log_probs(rows, ["off"])
         return list(zip(answers, logp, strict=True))
 
-    answers, logp = zip(*cached_rows(frozen_file(backbone, questions, s), len(questions), asked), strict=True)
+    answers, logp = zip(*cached_rows(frozen_file(backbone, questions, s), len(questions), (str, float), asked), strict=True)
     return list(answers), list(logp)
 
 

@@ -214,10 +214,11 @@ def cache_file(kind: str, key: Sequence[Any]) -> Path:
     return cache_folder(kind) / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
 
 
-def cached_rows(file: Path, count: int, make: Callable[[], list[tuple]]) -> list[tuple]:
-    """The ``count`` rows that ``make`` returns, from ``file`` where they lie there; a damaged one is said and made again."""
+def cached_rows(file: Path, count: int, kinds: Sequence[type], make: Callable[[], list[tuple]]) -> list[tuple]:
+    """The ``count`` rows that ``make`` returns, columns of these ``kinds``, from ``file`` where they lie there; a damaged one, or
+    one of another make, is said and made again."""
     try:
-        rows = [tuple(row) for row in load_json(file)["rows"]]
+        rows = [tuple(kind(value) for kind, value in zip(kinds, row, strict=True)) for row in load_json(file)["rows"]]
         if len(rows) != count:
             raise ValueError(f"it holds {len(rows)} rows in place of {count}")
         return rows

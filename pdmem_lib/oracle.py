@@ -4,7 +4,7 @@ After a whole conversation no bank of the study is shown to hold anything of its
 few turns, the question's evidence; here it is put ever nearer to where the study has it, each stage one step further:
 
     prompt   the evidence as text in front of the question, read by the bare frozen model: nothing is trained
-    text     the same text, beside P_0, which holds nothing: the adapter is trained, but the model does the reading
+    text     the same text, with an adapter trained beside it, whose memory is P_0 and holds nothing
     states   the evidence's token states are the entries: read by an adapter, no write rule
     alone    only the evidence is written, into P_0
     after-1  and one of the other turns, the one that stands before the last of the evidence; asked about at once
@@ -13,8 +13,8 @@ few turns, the question's evidence; here it is put ever nearer to where the stud
     after    and all turns that stand before the last of the evidence
     end      and all turns that follow it: the study's own bank, read by the adapter trained at "after"
 
-An adapter is trained at each stage but the first and the last, by one recipe, on banks made as those that it is asked
-under. (At "end" a training has one bank a conversation, seven of LoCoMo: it cannot learn from that to tell banks apart,
+An adapter is trained at each stage but the first and the last, by one recipe, on texts or banks made as those that it is
+asked under. (At "end" a training has one bank a conversation, seven of LoCoMo: it cannot learn from that to tell banks apart,
 whatever they hold. That training is the study itself.) Two controls: the same bank, in which the evidence of another
 question of the *same conversation* stands in the place of the question's own, evidence by the same speakers, of the same
 category and as many turns where there is one; and the banks of other conversations' questions, as in the study, whose
@@ -99,12 +99,14 @@ def answerable(conversations: Iterable[Conversation], most: int | None = None, s
 def trained_at(model: MemoryModel) -> tuple[str, ...]:
     """The stages that an adapter of this method is trained at.
 
-    All but the first write banks. "states" is for entries as wide as a token's state. M.6 reads them as M.3 does: with it that
-    run is made, and not again.
+    "states" is for entries as wide as a token's state. M.6 reads those and P_0 as M.3 does: with it the runs at "text" and
+    "states" are made, and not again.
     """
     start = model.adapter.initial_state()
     wide = {name: t.shape[1:] for name, t in start.items()} == {"P": (model.backbone.hidden_size,)}
-    return ("text", *("states",) * (wide and not isinstance(model.adapter, SparseSlots)), *AMONG) if start else ()
+    again = isinstance(model.adapter, SparseSlots)
+    return tuple(stage for stage in STAGES[1:-1] if not (stage == "text" and again or stage == "states" and (again or not wide))
+                 ) if start else ()
 
 
 class Written:
@@ -159,7 +161,7 @@ class Banks(Written):
     """
 
     def __init__(self, model: MemoryModel, states: Mapping[str, Sequence[Tensor]], stage: str):
-        known = (*trained_at(model)[1:], "end") if model.state else ()
+        known = (*(one for one in trained_at(model) if one not in TEXT), "end") if model.state else ()
         if stage not in known:
             raise ValueError(f"{model.method} has no banks at stage {stage!r}: it has {', '.join(known) or 'none, it keeps no memory'}")
         self.model = model
@@ -231,8 +233,7 @@ def train(model: MemoryModel, conversations: Iterable[Conversation], stage: str,
     Returns `training.train_pairs`'s history. ``model.state`` is left alone. ValueError for a stage that is not trained at.
     """
     s, conversations = OracleSettings.from_mapping(settings), require_own_ids(conversations)
-    if stage not in trained_at(model):
-        raise ValueError(f"{model.method} is not trained at {stage!r}: name one of {', '.join(trained_at(model)) or 'another method'}")
+    _require_trained_at(model, stage)
     asked = answerable(conversations, s.max_questions, s.seed)
     require_fitting(model.backbone, ((c.id, q) for c, _, q in asked))
     memory_of, text_of = _readings(model, list({c.id: c for c, *_ in asked}.values()), stage, s)
@@ -250,6 +251,11 @@ def train(model: MemoryModel, conversations: Iterable[Conversation], stage: str,
     return train_pairs(model, draw, len(batches), s.lr, s.warmup_steps, s.clip, s.autocast, s.progress)
 
 
+def _require_trained_at(model: MemoryModel, stage: str) -> None:
+    if stage not in trained_at(model):
+        raise ValueError(f"{model.method} is not trained at {stage!r}: name one of {', '.join(trained_at(model)) or 'another method'}")
+
+
 @torch.no_grad()
 def ask(model: MemoryModel, conversations: Iterable[Conversation], stage: str, **settings) -> pandas.DataFrame:
     """How likely each right answer is under the question's own bank of ``stage`` and under the controls.
@@ -265,6 +271,8 @@ def ask(model: MemoryModel, conversations: Iterable[Conversation], stage: str, *
     s, conversations = OracleSettings.from_mapping(settings), require_own_ids(conversations)
     asked = answerable(conversations, s.max_asked)
     require_fitting(model.backbone, ((c.id, q) for c, _, q in asked))
+    if stage == "text":
+        _require_trained_at(model, stage)
     model = MemoryModel(model.backbone, "baseline") if stage == "prompt" else model
     memory_of, text_of = _readings(model, conversations, stage, s)
     rows = []

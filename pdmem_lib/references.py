@@ -273,7 +273,7 @@ def _cached_answers(backbone: Backbone, asked, texts: Sequence[str], s: Evaluate
         made += n
         on_batch(n)
 
-    rows = cached_rows(_answers_file(backbone, asked, texts, s), len(asked),
+    rows = cached_rows(_answers_file(backbone, asked, texts, s), len(asked), (str, float, int, float),
                        lambda: _answers(backbone, [q for *_, q in asked], texts, s, counted))
     on_batch(2 * len(asked) - made)
     return rows

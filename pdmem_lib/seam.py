@@ -11,6 +11,7 @@ Memory takes no positions: entries are seen by every real token, and real tokens
 Everything that knows an architecture is in `blocks`, `attention_of` and `final_norm`.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -55,10 +56,17 @@ class KeyValues:
     rows: tuple[int, ...] | None = None  # how many rows each run has, (Bm,); None: all equally many
     _with_input: dict = field(default_factory=dict, init=False, repr=False)
 
+    def distinct(self) -> tuple[Tensor, Tensor, int]:
+        """Keys, values, (Bm, h_kv, M, dk), and how often each stands there: (Bm, h_kv, 1, dk) and M where they are one entry
+        that `Tensor.expand` repeats."""
+        M = self.keys.shape[2]
+        one = M > 1 and self.keys.stride(2) == self.values.stride(2) == 0 and self.valid is None and not self.causal
+        return (self.keys[:, :, :1], self.values[:, :, :1], M) if one else (self.keys, self.values, 1)
+
     def with_input(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values (Bm, h_kv, M + 1, dk + n): the last entry stands for all of the input (`_fused_change`).
 
-        Made once for all tokens that are generated.
+        Made once for all tokens that a GPU generates.
         """
         made = dtype, torch.is_grad_enabled()
         if made not in self._with_input:
@@ -227,19 +235,22 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
             return plain, None
         lse_input = _logsumexp(to_input.float())  # (B, h_kv, r, T, 1): the softmax mass on all of the input
     gate = None if memory.gate is None else torch.tanh(memory.gate)  # (h,)
-    if _fused_reads(memory):
+    keys, values, copies = memory.distinct()
+    M = keys.shape[2]
+    if _fused_reads(memory, M):
         change = (_fused_change(grouped, lse_input, plain, memory) if torch.is_grad_enabled() or query.device.type != "cpu"
-                  else _change_by_mass(grouped, lse_input, plain, memory))
+                  else _change_by_mass(grouped, lse_input, plain, keys, values, copies))
         return plain + (change if gate is None else gate[:, None].to(value.dtype) * change), None
-    M = memory.keys.shape[2]
-    to_memory = _by_run("bhrtd,hmd->bhrtm", grouped, memory.keys, memory.rows)  # (B, h_kv, r, T, M)
+    to_memory = _by_run("bhrtd,hmd->bhrtm", grouped, keys, memory.rows)  # (B, h_kv, r, T, M)
+    if copies > 1:
+        to_memory = to_memory + math.log(copies)
     visible = _visible_entries(memory, B, T, S, M, query.device)
     if visible is not None:
         to_memory = to_memory.masked_fill(~visible, torch.finfo(to_memory.dtype).min)
 
     # the input is one more column, whose weight is the softmax mass on all of it and whose value is the plain output
     weights = torch.cat([to_memory, lse_input], dim=-1).softmax(dim=-1)  # (B, h_kv, r, T, M + 1), float32
-    values = pad(memory.values, (0, 0, 0, 1))  # the last column is added below
+    values = pad(values, (0, 0, 0, 1))  # the last column is added below
     joint = _by_run("bhrtm,hmd->bhrtd", weights.to(value.dtype), values, memory.rows)
     joint = _by_head(joint) + _by_head(weights[..., -1:]).to(value.dtype) * plain
     change = joint - plain
@@ -247,7 +258,8 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
         change = gate[:, None].to(value.dtype) * change
     if memory.seen is not None:
         let_in = 1 if gate is None else gate.abs().view(h_kv, -1, 1, 1)
-        memory.seen.append((let_in * weights[..., :-1]).detach().flatten(1, 2))  # (B, h, T, M)
+        each = (let_in / copies * weights[..., :-1]).repeat_interleave(copies, dim=-1)
+        memory.seen.append(each.detach().flatten(1, 2))  # (B, h, T, M)
     return plain + change, None
 
 
@@ -258,11 +270,11 @@ def _ahead(T: int, S: int, device: torch.device) -> Tensor:
         return torch.ones(T, S, dtype=torch.bool, device=device).triu(S - T + 1)[None, None]
 
 
-def _fused_reads(memory: KeyValues) -> bool:
-    """Whether torch's fused attention can read the bank (no weights to look at, no mask, runs of equally many rows), and
-    is the faster way: its backward pass pays from some hundred entries on."""
+def _fused_reads(memory: KeyValues, M: int) -> bool:
+    """Whether torch's fused attention can read the bank's ``M`` entries (no weights to look at, no mask, runs of equally many
+    rows), and is the faster way: its backward pass pays from some hundred entries on."""
     return (memory.seen is None and memory.valid is None and not memory.causal and memory.rows is None
-            and (memory.keys.shape[2] >= 256 or not torch.is_grad_enabled()))
+            and (M >= 256 or M > 0 and not torch.is_grad_enabled()))
 
 
 def _fused_change(grouped: Tensor, lse_input: Tensor, plain: Tensor, memory: KeyValues) -> Tensor:
@@ -287,9 +299,10 @@ def _fused_change(grouped: Tensor, lse_input: Tensor, plain: Tensor, memory: Key
 
 
 def _tells_its_mass(query: Tensor, key: Tensor, attention_mask: Tensor | None, dropout: float) -> bool:
-    """Whether `_attend_with_mass` serves: on a CPU, without a gradient, under a mask or plainly causal over its own columns."""
+    """Whether `_attend_with_mass` serves: on a CPU, without a gradient, under a mask or plainly causal over its own columns, and
+    where stock sdpa takes this kernel too (`torch.nn.attention.sdpa_kernel` may forbid it)."""
     T, S = query.shape[2], key.shape[2]
-    return (query.device.type == "cpu" and not torch.is_grad_enabled() and not dropout
+    return (query.device.type == "cpu" and not torch.is_grad_enabled() and not dropout and torch.backends.cuda.flash_sdp_enabled()
             and (T in (1, S) if attention_mask is None else attention_mask.dtype == torch.bool))
 
 
@@ -307,21 +320,26 @@ def _attend_with_mass(query: Tensor, key: Tensor, value: Tensor, attention_mask:
     return plain.reshape(B, h, T, -1).transpose(1, 2), lse.reshape(B, h_kv, h // h_kv, T, 1)
 
 
-def _change_by_mass(grouped: Tensor, lse_input: Tensor, plain: Tensor, memory: KeyValues) -> Tensor:
-    """`_fused_change` where no gradient is wanted: memory and input are read apart and weighed by their softmax mass."""
+def _change_by_mass(grouped: Tensor, lse_input: Tensor, plain: Tensor, keys: Tensor, values: Tensor, copies: int) -> Tensor:
+    """`_fused_change` where no gradient is wanted: input and memory, ``copies`` of keys and values (Bm, h_kv, M, dk), are read
+    apart and weighed by their softmax mass."""
     B, h_kv, r, T, dk = grouped.shape
-    Bm = len(memory.keys)
+    Bm = len(keys)
     rows = grouped.reshape(Bm, B // Bm, h_kv, r * T, dk).transpose(1, 2).flatten(2, 3)  # (Bm, h_kv, rows, dk)
-    read, lse = _flash(rows, memory.keys.to(rows.dtype), memory.values.to(rows.dtype))
+    read, lse = _flash(rows, keys.to(rows.dtype), values.to(rows.dtype))
     read, lse = (x.unflatten(2, (B // Bm, r, T)).transpose(1, 2).flatten(0, 1) for x in (read, lse[..., None]))
-    return _by_head((lse - lse_input).sigmoid()).to(plain.dtype) * (_by_head(read) - plain)
+    ahead = lse - lse_input if copies == 1 else lse - lse_input + math.log(copies)
+    return _by_head(ahead.sigmoid()).to(plain.dtype) * (_by_head(read) - plain)
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, causal: bool = False, bias: Tensor | None = None,
            scaling: float = 1.0) -> tuple[Tensor, Tensor]:
-    """torch's attention kernel of the CPU, called for the log-sum-exp that `scaled_dot_product_attention` drops."""
-    if torch.is_autocast_enabled("cpu"):
-        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
+    """torch's attention kernel of the CPU, called for the log-sum-exp that `scaled_dot_product_attention` drops.
+
+    It takes what it is given: that all are of one type, and each row lies in one piece, is seen to here.
+    """
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query.to(dtype), key.to(dtype), value.to(dtype)))
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, causal, attn_mask=bias if bias is None else bias.to(query.dtype), scale=scaling)
 

@@ -6,8 +6,9 @@ Comments, docstrings and layout do not count, nor do the modules on which no num
 import ast
 import hashlib
 import json
+import re
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -52,29 +53,51 @@ def library_parts(also: Iterable[str] = ()) -> list[str]:
     return [*(f"{name} {version(name).split('+')[0]}" for name in ("torch", "transformers")), *map(code_of, counted)]
 
 
-def registered_code(cls: type) -> str:
-    """A digest of a class' methods and plain attributes and of its bases', but for those of this library and of torch.
+def registered_code(cls: type, counted: Iterable[str] = ()) -> str:
+    """A digest of what the methods of ``cls`` and its bases do and of their other attributes, wherever they were defined.
 
-    A method that a user registers is known by it, wherever it was defined. What its methods call elsewhere is not seen.
+    The bases of this library's modules ``counted``, which another digest holds, are left out, and torch's. Functions count
+    with their defaults and what they enclose, without docstrings; the globals that they read are not seen. Other Python
+    versions have other digests.
     """
-    found = []
-    for base in cls.__mro__:
-        if base.__module__.partition(".")[0] in (__package__, "torch", "builtins", "typing", "abc"):
-            continue
-        for name, value in sorted(vars(base).items()):
-            function = getattr(value, "fget", None) or getattr(value, "__func__", value)
-            if isinstance(function, FunctionType):
-                found.append(f"{type(value).__name__} {name} {_compiled(function.__code__)} {function.__defaults__}")
-            elif isinstance(value, (int, float, str, tuple)) and not name.startswith("__"):
-                found.append(f"{name} {value!r}")
-    return digest(*found)
+    elsewhere = {f"{__package__}.{name}" for name in counted}
+    bases = [base for base in cls.__mro__ if base.__module__ not in elsewhere
+             and base.__module__.partition(".")[0] not in ("torch", "builtins", "typing", "abc")]
+    return digest(*(f"{name} {_said(value)}" for base in bases for name, value in sorted(vars(base).items())
+                    if not (name.startswith("__") and name.endswith("__")) or isinstance(value, FunctionType)))
 
 
-def _compiled(code: CodeType) -> str:
-    """What a function does, wherever it stands: its bytecode, names and constants, without lines and file."""
-    constants = [_compiled(one) if isinstance(one, CodeType) else str(sorted(map(repr, one))) if isinstance(one, frozenset)
-                 else repr(one) for one in code.co_consts]
-    return f"{code.co_code.hex()} {code.co_names} {constants}"
+def _said(value: Any) -> str:
+    """What ``value`` is, in words that another process finds too: an object's address stands in none."""
+    if isinstance(value, FunctionType) and hasattr(value, "__wrapped__"):
+        return f"{_compiled(value.__code__)} around {_said(value.__wrapped__)}"
+    if isinstance(value, FunctionType):
+        around = [cell.cell_contents for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+                  if name != "__class__"]
+        return f"{_compiled(value.__code__, value.__doc__)} {_said((value.__defaults__, value.__kwdefaults__, around))}"
+    if isinstance(value, CodeType):
+        return _compiled(value)
+    for kind, parts in (((classmethod, staticmethod), ["__func__"]), (property, ["fget", "fset", "fdel"]),
+                        (cached_property, ["func"]), (partial, ["func", "args", "keywords"])):
+        if isinstance(value, kind):
+            return f"{type(value).__name__} {[_said(getattr(value, part)) for part in parts]}"
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__} {[_said(one) for one in value]}"
+    if isinstance(value, (set, frozenset)):
+        return f"set {sorted(map(_said, value))}"
+    if isinstance(value, dict):
+        return f"dict {[(_said(key), _said(one)) for key, one in value.items()]}"
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if hasattr(value, "tolist"):  # a tensor, an array
+        return f"{type(value).__name__} {value.tolist()}"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _compiled(code: CodeType, doc: str | None = None) -> str:
+    """What a function does, wherever it stands: its bytecode, names and constants, without lines, file and docstring."""
+    constants = code.co_consts[1:] if doc is not None and code.co_consts[:1] == (doc,) else code.co_consts
+    return f"{code.co_code.hex()} {code.co_names} {_said(constants)}"
 
 
 @cache  # what is in this process does not change with the files

@@ -21,7 +21,7 @@ from .checkpoints import COLUMNS, Checkpoint, identity
 from .locomo import Conversation, Question, require_own_ids
 from .memory import MemoryModel, required_model
 from .methods import State
-from .prompts import prompt_texts, require_fitting
+from .prompts import list_of_texts, prompt_texts, require_fitting, target_ids
 from .settings import SEEDS, Settings, whole_number
 from .states import encode_all, final_bank
 
@@ -203,13 +203,21 @@ def train_pairs(model: MemoryModel, draw: Callable[[int], tuple[Sequence, ...]],
 
 
 def _pair_losses(model: MemoryModel, drawn: tuple[Sequence, ...], autocast: bool | str) -> Iterator[Tensor]:
-    """The step's loss (nats per answer) in parts that add up to it, of at most `STEP_TOKENS` each; mostly in one."""
-    _, questions, _, *contexts = drawn
-    lengths = [len(model.backbone.token_ids(text)) for text in prompt_texts(questions, contexts[0])] if contexts else []
-    fits = len(lengths) * max(lengths, default=0) <= STEP_TOKENS
-    for part in [range(len(questions))] if fits else length_sorted_batches(lengths, STEP_TOKENS):
+    """The step's loss (nats per answer) in parts that add up to it, of at most `STEP_TOKENS` each, or one row; mostly in one."""
+    memories, questions, answers, *contexts = drawn
+    memories, questions, answers = list(memories), list_of_texts("questions", questions), list_of_texts("answers", answers)
+    texts = prompt_texts(questions, *contexts or [None])
+    parts = [range(len(texts))]
+    if len(memories) == len(texts) == len(answers):  # else the one part says what is wrong
+        lengths = [len(model.backbone.token_ids(text)) + len(target_ids(model.backbone, answer))
+                   for text, answer in zip(texts, answers, strict=True)]
+        if len(lengths) * max(lengths, default=0) > STEP_TOKENS:
+            parts = length_sorted_batches(lengths, STEP_TOKENS)
+    columns = [memories, questions, answers, *(list(column) for column in contexts if column is not None)]
+    for part in parts:
         with model.backbone.autocast(autocast):
-            loss = -model.score_pairs(*([column[i] for i in part] for column in drawn)).log_prob.sum() / len(questions)
+            loss = -model.score_pairs(*([column[i] for i in part] if len(part) < len(texts) else column
+                                        for column in columns)).log_prob.sum() / max(len(texts), 1)
         yield loss
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -331,7 +332,7 @@ def test_a_large_bank_is_read_alike_by_fused_attention_and_by_matmuls(model, met
     asked = ["Who has a cat?", "What colour is it, and whose?"], ["Ann", "black, Bob's"]
     fused, uses, found = seam._fused_reads, [], []
     for allowed in (True, False):
-        monkeypatch.setattr(seam, "_fused_reads", lambda memory: uses.append(allowed and fused(memory)) or uses[-1])  # noqa: B023
+        monkeypatch.setattr(seam, "_fused_reads", lambda *of: uses.append(allowed and fused(*of)) or uses[-1])  # noqa: B023
         m.adapter.zero_grad()
         banks = [m.state, other][:runs]
         loss = -m.score_pairs([bank for bank in banks for _ in asked[0]], asked[0] * runs, asked[1] * runs).log_prob.sum()
@@ -348,18 +349,60 @@ def test_a_large_bank_is_read_alike_by_fused_attention_and_by_matmuls(model, met
 @pytest.mark.parametrize("autocast", [False, True])
 def test_without_a_gradient_a_bank_is_read_alike_however_its_mass_is_found(model, method, autocast, monkeypatch):
     """By the kernel that tells it, by fused attention with one more entry, and by matmuls; a bank a run of rows, and masked rows."""
-    m, found = loud(model(method, num_entries=300)), []
+    m, found, calls = loud(model(method, num_entries=300)), [], Counter()
     banks = [m.state, m.write("Ann: Oh.")]
-    with m.backbone.autocast(autocast):
-        for told, fused in ((True, True), (False, True), (True, False), (False, False)):
-            monkeypatch.setattr(seam, "_tells_its_mass", seam._tells_its_mass if told else lambda *_: False)
-            monkeypatch.setattr(seam, "_fused_reads", seam._fused_reads if fused else lambda _: False)
-            found.append((m.scores_under(banks, QUESTIONS, ANSWERS).log_prob, m.answers_under(banks, QUESTIONS, 6)))
-            monkeypatch.undo()
-    for score, answers in found[1:]:
+    for name in ("_attend_with_mass", "_change_by_mass"):
+        monkeypatch.setattr(seam, name, lambda *args, name=name, known=getattr(seam, name): calls.update([name]) or known(*args))
+    with m.backbone.autocast(autocast), torch.no_grad():
+        for told, fused in ((True, True), (True, False), (False, False)):
+            with monkeypatch.context() as patch:
+                if not told:
+                    patch.setattr(seam, "_tells_its_mass", lambda *_: False)
+                if not fused:
+                    patch.setattr(seam, "_fused_reads", lambda *_: False)
+                found.append((m.scores_under(banks, QUESTIONS, ANSWERS).log_prob, m.answers_under(banks, QUESTIONS, 6), calls.copy()))
+    for score, answers, _ in found[1:]:
         torch.testing.assert_close(score, found[0][0], rtol=1e-5 if not autocast else 2e-2, atol=1e-4 if not autocast else 0.1)
         assert autocast or answers == found[0][1]
     assert not torch.allclose(found[0][0][0], found[0][0][1], atol=1e-3)
+    with_mass, by_mass = ([done[name] for *_, done in found] for name in ("_attend_with_mass", "_change_by_mass"))
+    assert 0 < with_mass[0] < with_mass[1] == with_mass[2]
+    assert by_mass[0] == by_mass[1] == by_mass[2] and (by_mass[0] > 0) == (method != "hebbian")
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_keys_and_values_are_read_alike_however_they_lie_in_memory(tiny, copied, monkeypatch):
+    """Rows in pieces, as an einsum leaves them, and one entry that stands for all, as M.1's copies: with and without a gradient."""
+    backbone, (ids, _) = tiny, tiny.pad([tiny.token_ids(q) for q in QUESTIONS], side="right")
+    config, draw = backbone.config, torch.Generator().manual_seed(0)
+    h, L = config.num_attention_heads, config.num_hidden_layers
+    h_kv, dk = getattr(config, "num_key_value_heads", h), backbone.hidden_size // h
+    whole = torch.randn(2, L, 1, h_kv, 1 if copied else 300, dk, generator=draw)
+    lying = whole.expand(-1, -1, -1, -1, 300, -1) if copied else whole.transpose(-1, -2).contiguous().transpose(-1, -2)
+    assert lying.stride(-2) == 0 or lying.stride(-1) != 1
+    found, gate = [], torch.full((h,), 0.7)
+    for keys, values in (lying, lying.contiguous()):
+        seen = []
+        for collected, grad in ((None, False), (None, True), (seen, False)):
+            with torch.set_grad_enabled(grad), seam.inject(backbone.model, [
+                    seam.KeyValues(k, v, gate, seen=collected) for k, v in zip(keys, values, strict=True)]):
+                found.append(backbone.model.base_model(ids, use_cache=False).last_hidden_state.detach())
+        found.append(torch.stack(seen))
+    for states in found[1:3] + found[4:7]:
+        torch.testing.assert_close(states, found[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[3], found[7], rtol=1e-4, atol=1e-6)
+    assert found[3].shape[-1] == 300
+    with seam.inject(backbone.model, [seam.KeyValues(k[:, :, :0], v[:, :, :0], gate) for k, v in zip(*lying, strict=True)]), torch.no_grad():
+        none = backbone.model.base_model(ids, use_cache=False).last_hidden_state
+    with torch.no_grad():
+        torch.testing.assert_close(none, backbone.model.base_model(ids, use_cache=False).last_hidden_state, rtol=1e-4, atol=1e-5)
+
+
+def test_where_stock_attention_may_not_take_its_kernel_none_is_called(tiny):
+    m = pdmem.MemoryModel(tiny, "slot")
+    m.write(TURNS)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), torch.no_grad():
+        assert torch.equal(m.logits(TEXT), m.logits(TEXT, "off"))  # the gates are closed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -99,15 +99,17 @@ def test_a_method_is_trained_where_it_has_banks_of_its_own(backbone, states, tal
     every = oracle.STAGES[1:-1]
     assert every[:3] == ("text", "states", "alone") and every[-1] == "after"
     narrow = tuple(stage for stage in every if stage != "states")
-    assert stages == dict(prefix=every, gated=every, hebbian=narrow, slot=narrow, baseline=())
+    assert stages == dict(prefix=every, gated=every, hebbian=narrow, slot=narrow[1:], baseline=())
     with pytest.raises(ValueError, match="slot has no banks at stage 'text': it has alone, "):
         oracle.Banks(MemoryModel(backbone, "slot"), states, "text")
     with pytest.raises(ValueError, match="hebbian has no banks at stage 'states': it has alone, after-1, after-4, after-16, after, end"):
         oracle.Banks(MemoryModel(backbone, "hebbian"), states, "states")
     with pytest.raises(ValueError, match="it has none, it keeps no memory"):
         oracle.Banks(MemoryModel(backbone, "baseline"), states, "alone")
-    with pytest.raises(ValueError, match="slot is not trained at 'end': name one of text, alone, after-1"):
+    with pytest.raises(ValueError, match="slot is not trained at 'end': name one of alone, after-1"):
         oracle.train(MemoryModel(backbone, "slot"), talks, "end", progress=False)
+    with pytest.raises(ValueError, match="baseline is not trained at 'text': name one of another method"):
+        oracle.ask(MemoryModel(backbone, "baseline"), talks, "text", progress=False)
     with pytest.raises(ValueError, match="max_asked must be at least 1"):
         oracle.OracleSettings(max_asked=0)
     with pytest.raises(ValueError, match="synthetic-0-0"):

@@ -2,6 +2,7 @@
 
 import random
 
+import pandas
 import pytest
 import torch
 from torch.testing import assert_close
@@ -89,6 +90,24 @@ def test_a_step_of_long_texts_is_taken_in_parts(open_model, monkeypatch):
     assert_close(loss, other_loss, atol=1e-5, rtol=1e-5)
     for a, b in zip(plain, other, strict=True):
         assert (a - b).norm() <= 1e-3 * a.norm()
+
+
+def test_answers_count_in_a_steps_length_and_what_is_drawn_may_be_any_sequence(open_model, monkeypatch):
+    model, states = open_model("slot")
+    rows, score_pairs = [], pdmem.MemoryModel.score_pairs
+    monkeypatch.setattr(training, "STEP_TOKENS", 90)
+    monkeypatch.setattr(pdmem.MemoryModel, "score_pairs", lambda self, memories, *rest: rows.append(len(memories)) or score_pairs(
+        self, memories, *rest))
+    long = ["She said so. " * 6] * 2
+    for drawn in ((states, QUESTIONS, long), (states, iter(QUESTIONS), (one for one in long), None),
+                  (states, pandas.Series(QUESTIONS, [7, 3]), pandas.Series(long, [3, 7]))):
+        train_pairs(model, lambda step: drawn, steps=1, progress=False)  # noqa: B023
+    assert rows == [1, 1] * 3
+    for wrong, why in ((([*states, *states], QUESTIONS, ANSWERS), "4 memories, 2 questions"), ((states[:1], QUESTIONS, ANSWERS), "1 memories"),
+                       ((states, QUESTIONS, ANSWERS[:1]), "1 answers"), ((states, "Wh", "ye"), r"wrap the one in \[ \]"),
+                       (([], [], []), "0 questions"), ((states, QUESTIONS, ANSWERS, ["one"]), "one text a question")):
+        with pytest.raises(ValueError, match=why):
+            train_pairs(model, lambda step: wrong, steps=1, progress=False)  # noqa: B023
 
 
 def test_what_cannot_be_trained(model):

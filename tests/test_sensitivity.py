@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -231,11 +234,33 @@ def test_a_registered_class_is_known_by_what_its_methods_do():
     def variant(body, above=""):
         space = {"Slot": REGISTRY["slot"], "__name__": "__main__"}
         exec(f"{above}class Mine(Slot):\n    {body}", space)  # defined somewhere, as in a cell of a notebook
-        return sources.registered_code(space["Mine"])
+        return sources.registered_code(space["Mine"], checkpoints.CODE)
 
-    assert len({sources.registered_code(cls) for cls in REGISTRY.values()}) == 1  # the library's own count as modules
+    assert len({sources.registered_code(cls, checkpoints.CODE) for cls in REGISTRY.values()}) == 1  # they count as modules
     read = "def read(self, state, inputs=None): return super().read({'P': 2 * state['P']}, inputs)"
     assert variant(read) == variant(read, above="\n\n# elsewhere\n") == variant(f"'''Another text.'''\n    {read}")
-    different = [variant(body) for body in ("pass", read, read.replace("2 *", "3 *"), read.replace("read", "write"), "top = 3",
-                                            f"@property\n    {read}", read.replace("None", "()"))]
+    wrapped = "@torch.no_grad()\n    {}"
+    bodies = ["pass", read, read.replace("2 *", "3 *"), read.replace("read", "write"), "top = 3", "top = [3]", "top = [4]", "top = None",
+              "top = torch.tensor([3])", f"@property\n    {read}", read.replace("None", "()"), read.replace("None", "None, *, by=2"),
+              read.replace("None", "None, *, by=3"), wrapped.format(read), wrapped.format(read.replace("2 *", "3 *")),
+              "read = functools.partialmethod(Slot.read, 1)", "a = functools.cached_property(lambda self: 1)",
+              "a = functools.cached_property(lambda self: 2)", *(f"read = scaled({by})" for by in (2, 3))]
+    different = [variant(body, "import functools, torch\ndef scaled(by): return lambda self, state, inputs=None: by * state['P']\n")
+                 for body in bodies]
     assert len(set(different)) == len(different)
+    changed, slot = sensitivity.last_third("slot"), REGISTRY["slot"]
+    assert sources.registered_code(changed, checkpoints.CODE) != sources.registered_code(slot, checkpoints.CODE)
+
+
+def test_what_a_registered_class_does_is_said_alike_in_every_process(tmp_path):
+    script = """
+import torch.nn.functional as F
+from pdmem_lib import REGISTRY, sources
+class Mine(REGISTRY["slot"]):
+    acts, words = (F.relu, print), {"a", "b", "c", "d"}
+    def read(self, state, inputs=None, act=F.relu, other=lambda x: x in {"a", "b", "c"}): return act(state)
+print(sources.registered_code(Mine))
+"""
+    said = [subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True,
+                           check=True).stdout for seed in "12"]
+    assert said[0] == said[1] != ""

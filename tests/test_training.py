@@ -13,6 +13,7 @@ import torch
 import pdmem_lib as pdmem
 from pdmem_lib import evaluation as evaluations
 from pdmem_lib import metrics
+from pdmem_lib.files import load_json, save_json
 from pdmem_lib.evaluation import EvaluateSettings, sample_questions
 from pdmem_lib.experiment import PRESETS
 from pdmem_lib.locomo import parse
@@ -420,12 +421,16 @@ def test_the_frozen_model_is_asked_once_for_all_methods(model, conversations, ow
     assert mended[["answer_off", "logp_off"]].equals(first[["answer_off", "logp_off"]])
 
 
-@pytest.mark.parametrize("content", ["[]", "null", "3", "{}", '{"rows": [["a", -1.0]]}', '{"rows": 1}'])
-def test_a_cached_file_of_another_make_is_made_again(model, conversations, own_cache, content):
+@pytest.mark.parametrize("change", [lambda rows: rows[:-1], lambda rows: [*rows, rows[0]], lambda rows: [row[:1] for row in rows],
+                                    lambda rows: [[*row, 1.0] for row in rows], lambda rows: [[row[1], row[0] + "a"] for row in rows],
+                                    lambda rows: 1, lambda rows: None, lambda rows: "[]"])
+def test_a_cached_file_of_another_make_is_made_again(model, conversations, own_cache, change):
+    """Whole and with its checksum, or no object at all."""
     m = model("baseline")
     wanted = pdmem.evaluate(m, conversations[:1], questions_per_bucket=3, **FEW).per_question
     (file,) = (own_cache / "frozen").iterdir()
-    file.write_text(content)
+    rows = change(load_json(file)["rows"])
+    file.write_text(rows) if isinstance(rows, str) else save_json(file, {"rows": rows})
     assert pdmem.evaluate(m, conversations[:1], questions_per_bucket=3, **FEW).per_question.equals(wanted)
 
 
