@@ -315,7 +315,7 @@ def _attend_with_mass(query: Tensor, key: Tensor, value: Tensor, attention_mask:
     if attention_mask is not None:
         bias = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(~attention_mask, -torch.inf)
         if T == 1:
-            query = query.view(B, h_kv, h // h_kv, -1)  # as stock sdpa has it: heads that share a key are queries of one
+            query = query.reshape(B, h_kv, h // h_kv, -1)  # as stock sdpa has it: heads that share a key are queries of one
     plain, lse = _flash(query, key, value, T > 1 and bias is None, bias, scaling)
     return plain.reshape(B, h, T, -1).transpose(1, 2), lse.reshape(B, h_kv, h // h_kv, T, 1)
 
