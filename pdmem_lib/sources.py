@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 NEUTRAL = frozenset({
@@ -67,26 +67,32 @@ def registered_code(cls: type, counted: Iterable[str] = ()) -> str:
                     if not (name.startswith("__") and name.endswith("__")) or isinstance(value, FunctionType)))
 
 
-def _said(value: Any) -> str:
-    """What ``value`` is, in words that another process finds too: an object's address stands in none."""
+def _said(value: Any, inside: tuple[CodeType, ...] = ()) -> str:
+    """What ``value`` is, in words that another process finds too: an object's address stands in none.
+
+    ``inside``: the functions that enclose it, one of which may call itself.
+    """
     if isinstance(value, FunctionType) and hasattr(value, "__wrapped__"):
-        return f"{_compiled(value.__code__)} around {_said(value.__wrapped__)}"
+        return f"{_compiled(value.__code__)} around {_said(value.__wrapped__, inside)}"
     if isinstance(value, FunctionType):
+        if value.__code__ in inside:
+            return value.__qualname__
         around = [cell.cell_contents for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-                  if name != "__class__"]
-        return f"{_compiled(value.__code__, value.__doc__)} {_said((value.__defaults__, value.__kwdefaults__, around))}"
+                  if name != "__class__" and cell != CellType()]
+        beside = _said((value.__defaults__, value.__kwdefaults__, around), (*inside, value.__code__))
+        return f"{_compiled(value.__code__, value.__doc__)} {beside}"
     if isinstance(value, CodeType):
         return _compiled(value)
     for kind, parts in (((classmethod, staticmethod), ["__func__"]), (property, ["fget", "fset", "fdel"]),
                         (cached_property, ["func"]), (partial, ["func", "args", "keywords"])):
         if isinstance(value, kind):
-            return f"{type(value).__name__} {[_said(getattr(value, part)) for part in parts]}"
+            return f"{type(value).__name__} {[_said(getattr(value, part), inside) for part in parts]}"
     if isinstance(value, (list, tuple)):
-        return f"{type(value).__name__} {[_said(one) for one in value]}"
+        return f"{type(value).__name__} {[_said(one, inside) for one in value]}"
     if isinstance(value, (set, frozenset)):
-        return f"set {sorted(map(_said, value))}"
+        return f"set {sorted(_said(one, inside) for one in value)}"
     if isinstance(value, dict):
-        return f"dict {[(_said(key), _said(one)) for key, one in value.items()]}"
+        return f"dict {[(_said(key, inside), _said(one, inside)) for key, one in value.items()]}"
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     if hasattr(value, "tolist"):  # a tensor, an array

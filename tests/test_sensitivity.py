@@ -252,14 +252,21 @@ def test_a_registered_class_is_known_by_what_its_methods_do():
     assert sources.registered_code(changed, checkpoints.CODE) != sources.registered_code(slot, checkpoints.CODE)
 
 
-def test_what_a_registered_class_does_is_said_alike_in_every_process(tmp_path):
+def test_what_a_registered_class_does_is_said_alike_in_every_process():
     script = """
 import torch.nn.functional as F
 from pdmem_lib import REGISTRY, sources
+def made():
+    def walk(x): return walk(x[1:]) if x else late
+    class Mine(REGISTRY["slot"]):
+        def decay(self, state, H): return walk(H)
+    before = sources.registered_code(Mine)
+    late = 1
+    return before
 class Mine(REGISTRY["slot"]):
     acts, words = (F.relu, print), {"a", "b", "c", "d"}
     def read(self, state, inputs=None, act=F.relu, other=lambda x: x in {"a", "b", "c"}): return act(state)
-print(sources.registered_code(Mine))
+print(made(), sources.registered_code(Mine))
 """
     said = [subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True,
                            check=True).stdout for seed in "12"]
