@@ -244,7 +244,7 @@ class KeyValueReader(Method):
             return flat.view(self.L, Bm, M, self.h_kv, self.dk).transpose(2, 3)  # (L, Bm, h_kv, M, dk)
 
         K, V = project(self.read_K), project(self.read_V)
-        return [KeyValues(K[i], V[i], gate=self.gate_of(i), **extra) for i in range(self.L)]
+        return [KeyValues(k, v, gate=self.gate_of(i), **extra) for i, (k, v) in enumerate(zip(K, V, strict=True))]
 
 
 class Prefix(AttentionCoupledBank, KeyValueReader):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 IMPLEMENTATION = "pdmem"  # the name under which transformers finds the attention function below
+JOINED = {"cuda": 1024}  # where banks of at most so many entries and the input are read as one
 
 
 # ---- what knows an architecture: add a family here (and its model_type in backbone.FAMILIES) ----
@@ -219,6 +220,13 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
     B, h, T, dk = query.shape
     h_kv, S = key.shape[1], key.shape[2]
     scaling = dk**-0.5 if scaling is None else scaling
+    if memory is not None and _joins(query, memory, attention_mask, dropout):
+        query, key, value = _as_multiplied(query, key, value)
+        joint = _attend_jointly(query, key, value, attention_mask, scaling, memory)  # (B, T, h, dk)
+        if memory.gate is None:
+            return joint, None
+        plain, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **stock)
+        return plain + torch.tanh(memory.gate)[:, None].to(plain.dtype) * (joint - plain), None
     grouped = (query * scaling).view(B, h_kv, h // h_kv, T, dk)
     if _tells_its_mass(query, key, attention_mask, dropout):
         plain, lse_input = _attend_with_mass(query, key, value, attention_mask, scaling)
@@ -244,7 +252,7 @@ def memory_attention(module, query, key, value, attention_mask, scaling=None, dr
     to_memory = _by_run("bhrtd,hmd->bhrtm", grouped, keys, memory.rows)  # (B, h_kv, r, T, M)
     if copies > 1:
         to_memory = to_memory + math.log(copies)
-    visible = _visible_entries(memory, B, T, S, M, query.device)
+    visible = _visible_entries(memory.valid, memory.causal, B, T, S, M, query.device, memory.rows)
     if visible is not None:
         to_memory = to_memory.masked_fill(~visible, torch.finfo(to_memory.dtype).min)
 
@@ -268,6 +276,45 @@ def _ahead(T: int, S: int, device: torch.device) -> Tensor:
     """(1, 1, T, S) bool: which of S columns lie ahead of each of the last T; one for all blocks of a pass."""
     with torch.inference_mode(False):  # a pass with gradients may use it later
         return torch.ones(T, S, dtype=torch.bool, device=device).triu(S - T + 1)[None, None]
+
+
+def _joins(query: Tensor, memory: KeyValues, attention_mask: Tensor | None, dropout: float) -> bool:
+    """Whether bank and input are read as one: a GPU waits for its next kernel, so that fewer kernels are worth a copy of a bank for
+    each row, while it is short."""
+    return (0 < memory.distinct()[0].shape[2] <= JOINED.get(query.device.type, 0) and memory.seen is None and memory.rows is None
+            and not dropout and (attention_mask is None or attention_mask.dtype == torch.bool))
+
+
+def _attend_jointly(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float,
+                    memory: KeyValues) -> Tensor:
+    """One fused attention over ``[memory; input]``, (B, T, h, dk)."""
+    B, h, T, dk = query.shape
+    h_kv, S = key.shape[1], key.shape[2]
+    keys, values, copies = memory.distinct()
+    bias = _bias_of_both(attention_mask, memory.valid, memory.causal, (B, h // h_kv, T, keys.shape[2], S), copies, query.dtype,
+                         query.device)
+    keys, values = (torch.cat([bank.to(own.dtype)[:, None].expand(-1, B // len(bank), -1, -1, -1).flatten(0, 1), own], dim=2)
+                    for bank, own in ((keys, key), (values, value)))  # (B, h_kv, M + S, dk)
+    rows = query.reshape(B, h_kv, -1, dk)  # heads that share a key are queries of one: (B, h_kv, r T, dk)
+    return scaled_dot_product_attention(rows, keys, values, bias, scale=scaling).reshape(B, h, T, -1).transpose(1, 2)
+
+
+@lru_cache(maxsize=2)  # a pass asks for one, block after block
+def _bias_of_both(attention_mask: Tensor | None, valid: Tensor | None, causal: bool, shape: tuple[int, int, int, int, int],
+                  copies: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to the scores of ``[memory; input]``, (B or 1, 1, r T, M + S): far below any score where nothing is to be
+    seen, and yet finite, for a row that sees nothing at all."""
+    B, r, T, M, S = shape
+    with torch.inference_mode(False):  # a pass with gradients may use it later
+        hidden = _ahead(T, S, device) if attention_mask is None else ~attention_mask  # (B or 1, 1, T, S)
+        visible = _visible_entries(valid, causal, B, T, S, M, device)
+        rows = B if visible is not None and visible.ndim == 5 else len(hidden)
+        bias = torch.zeros(rows, 1, T, (M + S + 7) // 8 * 8, dtype=dtype, device=device)  # rows as wide as the kernels like them
+        bias[..., :M] = math.log(copies)
+        if visible is not None:
+            bias[..., :M].masked_fill_(~visible.reshape(-1, 1, visible.shape[-2], M), torch.finfo(dtype).min / 2)
+        bias[..., M : M + S].masked_fill_(hidden, torch.finfo(dtype).min / 2)
+        return bias.repeat(1, 1, r, 1)[..., : M + S]
 
 
 def _fused_reads(memory: KeyValues, M: int) -> bool:
@@ -338,10 +385,16 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, causal: bool = False, bias
 
     It takes what it is given: that all are of one type, and each row lies in one piece, is seen to here.
     """
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query.to(dtype), key.to(dtype), value.to(dtype)))
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in _as_multiplied(query, key, value))
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, causal, attn_mask=bias if bias is None else bias.to(query.dtype), scale=scaling)
+
+
+def _as_multiplied(query: Tensor, *others: Tensor) -> list[Tensor]:
+    """All in the type that attention multiplies in: autocast's, else the query's."""
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    return [x.to(dtype) for x in (query, *others)]
 
 
 def _cheap_backward(query: Tensor) -> bool:
@@ -376,13 +429,14 @@ def _by_run(equation: str, rows: Tensor, banks: Tensor, sizes: tuple[int, ...] |
     return torch.einsum(f"g{x},g{y}->g{z}", rows.unflatten(0, (len(banks), -1)), banks).flatten(0, 1)
 
 
-def _visible_entries(memory: KeyValues, B: int, T: int, S: int, M: int, device) -> Tensor | None:
+def _visible_entries(valid: Tensor | None, causal: bool, B: int, T: int, S: int, M: int, device,
+                     runs: tuple[int, ...] | None = None) -> Tensor | None:
     """Which entries each input column may read, broadcastable to (B, h_kv, r, T, M); None where all are."""
     visible = None
-    if memory.valid is not None:
-        rows = torch.tensor(memory.rows or [B // len(memory.valid)] * len(memory.valid), device=device)
-        visible = memory.valid.repeat_interleave(rows, dim=0)[:, None, None, None, :]
-    if memory.causal:
+    if valid is not None:
+        rows = torch.tensor(runs or [B // len(valid)] * len(valid), device=device)
+        visible = valid.repeat_interleave(rows, dim=0)[:, None, None, None, :]
+    if causal:
         column = torch.arange(S - T, S, device=device)[:, None]  # (T, 1)
         reached = torch.arange(M, device=device)[None, :] <= column  # (T, M)
         visible = reached if visible is None else visible & reached
