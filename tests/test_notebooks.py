@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import pdmem_lib
 from pdmem_lib import parameters
 from pdmem_lib.methods import method_name
 
@@ -70,6 +71,14 @@ def test_a_chapter_is_committed_with_outputs(path):
         data = output.get("data", {})
         assert "application/vnd.plotly.v1+json" not in data or "image/png" in data
     assert "widgets" not in nbformat.read(path, as_version=4).metadata
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=name)
+def test_code_that_a_chapter_shows_is_the_librarys_as_it_is(path):
+    library = {line.strip() for file in Path(pdmem_lib.__file__).parent.glob("*.py") for line in file.read_text().splitlines()}
+    shown = [line for cell in code_cells(path) if "getsource" in cell.source for output in cell.outputs
+             for line in output.get("text", "").splitlines()]
+    assert [line for line in shown if line.strip() and line.strip() not in library] == []
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=name)
