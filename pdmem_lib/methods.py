@@ -350,6 +350,7 @@ class BranchReader(AttentionCoupledBank):
         K, V = self.heads(P @ self.read_K), self.heads(P @ self.read_V)  # (h, M, d/h)
 
         def delta(h: Tensor, layer: int) -> Tensor:
+            h = F.rms_norm(h, h.shape[-1:], eps=1e-6)  # (B, T, d)
             c = self.cross_attention(h, K, V, branch.seen)
             opened = self.opening(h, c, layer)
             if branch.opened is not None:
@@ -360,13 +361,13 @@ class BranchReader(AttentionCoupledBank):
         return branch
 
     def cross_attention(self, h: Tensor, K: Tensor, V: Tensor, seen: list[Tensor] | None) -> Tensor:
-        """Residual stream h (B, T, d) reads the bank's K, V (h, M, d/h) -> (B, T, d).
+        """Residual stream h (B, T, d), at unit root mean square, reads the bank's K, V (h, M, d/h) -> (B, T, d).
 
         All tokens of the batch are queries of one attention, so that the bank is not copied for each row.
         """
-        Q = self.heads(F.rms_norm(h.flatten(0, 1), h.shape[-1:], eps=1e-6) @ self.read_Q)  # (h, B T, d/h)
+        Q = self.heads(h.flatten(0, 1) @ self.read_Q)  # (h, B T, d/h)
         K, V = K.to(Q.dtype), V.to(Q.dtype)
-        if torch.is_grad_enabled() or seen is not None:  # cheaper than sdpa with its backward pass
+        if seen is not None or torch.is_grad_enabled() and not h.is_cuda:  # on a CPU cheaper than sdpa with its backward pass
             A = (Q @ K.mT / Q.shape[-1] ** 0.5).softmax(dim=-1)  # (h, B T, M)
             read = A.to(V.dtype) @ V  # (h, B T, d/h)
         else:
@@ -377,8 +378,8 @@ class BranchReader(AttentionCoupledBank):
 
     @abstractmethod
     def opening(self, h: Tensor, c: Tensor, layer: int) -> Tensor:
-        """By what block ``layer`` multiplies the branch's output c before it adds it to its residual stream h: () or
-        (B, T, d), as h and c are."""
+        """By what block ``layer`` multiplies the branch's output c before it adds it to its residual stream, which h is at unit
+        root mean square: () or (B, T, d), as h and c are."""
 
 
 class CrossAttention(BranchReader):
@@ -406,8 +407,7 @@ class Gated(BranchReader):
         self.gate_b = nn.Parameter(torch.full((self.d,), -2.0))
 
     def opening(self, h: Tensor, c: Tensor, layer: int) -> Tensor:
-        h = F.rms_norm(h, h.shape[-1:], eps=1e-6).to(c.dtype)
-        return torch.sigmoid(torch.cat([h, c], dim=-1) @ self.gate_W + self.gate_b)  # (B, T, d)
+        return torch.sigmoid(torch.cat([h.to(c.dtype), c], dim=-1) @ self.gate_W + self.gate_b)  # (B, T, d)
 
 
 class Baseline(Method):
