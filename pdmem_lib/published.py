@@ -76,13 +76,14 @@ def table() -> "pandas.DataFrame":
 
 def beside(questions: "pandas.DataFrame", knowledge: "pandas.DataFrame", verdicts: "pandas.DataFrame",
            resamples: int = 1000) -> "pandas.DataFrame":
-    """`table` with what these runs measured beside each number: ours, ours_low and ours_high (95 % over questions; NaN
-    where none is known), n (questions) and verdict (`estimates.RULE`); ours is NaN where it was not run.
+    """`table` with what these runs measured beside each number: ours, ours_low and ours_high (95 % over questions and seeds;
+    NaN where none is known), n (questions) and verdict (`estimates.RULE`); ours is NaN where it was not run.
 
     ``questions``: the runs' tables of questions, ``knowledge`` their knowledge curves (method, capacity, seed, session,
     n, K), ``verdicts`` method, capacity and verdict as `estimates.estimates` gives them. Where no capacity is printed,
     ours is that at 1x. "all six" is the range over the methods run at that capacity, in ours_low and ours_high, without
-    a value. ΔK and K_30 (after the last session) are means over seeds.
+    a value. ΔK and K_30 (after the last session) are means over seeds, and their interval is that of the seeds alone, t,
+    NaN with fewer than two: of a knowledge curve the questions' own scores are not kept.
     """
     import pandas as pd
 
@@ -112,6 +113,9 @@ def with_tuned(beside: "pandas.DataFrame", tuned: "pandas.DataFrame") -> "pandas
 def _ours(row, capacity: int, kept: "pandas.DataFrame", questions: "pandas.DataFrame", knowledge: "pandas.DataFrame",
           scores: "pandas.DataFrame") -> dict:
     """ours, ours_low, ours_high and n for one printed number."""
+    import pandas as pd
+    from scipy.stats import t
+
     nan = float("nan")
     missing = dict(ours=nan, ours_low=nan, ours_high=nan, n=None)
     if row.quantity == "retained":
@@ -125,10 +129,10 @@ def _ours(row, capacity: int, kept: "pandas.DataFrame", questions: "pandas.DataF
         if mine.empty:
             return missing
         curves = [run.sort_values("session") for _, run in mine.groupby("seed")]
-        first = [run["K"].iloc[0] if row.quantity == "ΔK" else 0.0 for run in curves]
-        last = [run["K"].iloc[-1] for run in curves]
-        mean = sum(b - a for a, b in zip(first, last, strict=True)) / len(curves)
-        return missing | dict(ours=mean, n=curves[0]["n"].iloc[0 if row.quantity == "ΔK" else -1])
+        gained = pd.Series([run["K"].iloc[-1] - (run["K"].iloc[0] if row.quantity == "ΔK" else 0.0) for run in curves])
+        reach = t.ppf(0.975, len(gained) - 1) * gained.std() / len(gained) ** 0.5 if len(gained) > 1 else nan
+        return dict(ours=gained.mean(), ours_low=gained.mean() - reach, ours_high=gained.mean() + reach,
+                    n=curves[0]["n"].iloc[0 if row.quantity == "ΔK" else -1])
     if row.quantity == "F1":
         one = questions.drop_duplicates(["conversation", "number"]).assign(none=0.0, seed=0)
         found = estimates.estimate(*estimates.differences(one, "f1_off", "none"))

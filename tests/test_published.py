@@ -101,3 +101,19 @@ def test_ours_are_the_numbers_of_the_summary(beside):
     tax = find(ours, quantity="tax")[["ours_low", "ours_high"]].values.tolist()[0]
     six = summary.loc[list(METHODS), "adapter_tax"]
     assert tax == pytest.approx([six.min(), six.max()], abs=1e-3)
+
+
+def test_a_curve_of_several_seeds_has_the_seeds_interval(beside):
+    """K after sessions 1 and 2 of three seeds: ΔK 1, 2 and 6, mean 3, deviation sqrt(7), t(2) 4.3027."""
+    _, found = beside
+    curve = pd.DataFrame([("hebbian", 1, seed, session, n, K) for seed, K_last in ((42, 6.0), (43, 7.0), (44, 11.0))
+                          for session, n, K in ((1, 18, 5.0), (2, 636, K_last))],
+                         columns=["method", "capacity", "seed", "session", "n", "K"])
+    verdicts = estimates.estimates(estimates.with_memory(found.questions), resamples=200)
+    ours = published.beside(found.questions, curve, verdicts, resamples=200).set_index(["source", "method", "quantity", "lag"])
+    grown, last = ours.loc[("A", "hebbian", "ΔK", "")], ours.loc[("C", "hebbian", "K_30", "")]
+    reach = 4.302653 * (7 / 3) ** 0.5
+    assert grown[["ours", "ours_low", "ours_high", "n"]].tolist() == pytest.approx([3, 3 - reach, 3 + reach, 18], rel=1e-5)
+    assert last[["ours", "ours_low", "ours_high", "n"]].tolist() == pytest.approx([8, 8 - reach, 8 + reach, 636], rel=1e-5)
+    one = published.beside(found.questions, curve[curve["seed"] == 42], verdicts, resamples=200).set_index(["source", "method", "quantity", "lag"])
+    assert one.loc[("A", "hebbian", "ΔK", ""), ["ours_low", "ours_high"]].isna().all()
