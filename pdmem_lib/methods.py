@@ -378,8 +378,8 @@ class BranchReader(AttentionCoupledBank):
 
     @abstractmethod
     def opening(self, h: Tensor, c: Tensor, layer: int) -> Tensor:
-        """By what block ``layer`` multiplies the branch's output c before it adds it to its residual stream, which h is at unit
-        root mean square: () or (B, T, d), as h and c are."""
+        """By what block ``layer`` multiplies the branch's output c before it is added, () or (B, T, d) as h and c are; h is the
+        residual stream at unit root mean square."""
 
 
 class CrossAttention(BranchReader):

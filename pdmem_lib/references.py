@@ -355,7 +355,7 @@ def _ask_shared(backbone: Backbone, group: Sequence[int], rows: Sequence[list[in
 
 
 def _keys_and_values(backbone: Backbone, ids: Sequence[int]) -> list[seam.KeyValues]:
-    """Each block's keys and values of a text, at its own positions: what follows reads them without copying them."""
+    """Each block's keys and values of a text, at its own positions, for what follows to read."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=backbone.config)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 IMPLEMENTATION = "pdmem"  # the name under which transformers finds the attention function below
-JOINED = {"cuda": 1024}  # where banks of at most so many entries and the input are read as one
+JOINED = {"cuda": 1024}  # where a bank of at most so many entries, copies counted once, and the input are read as one
 
 
 # ---- what knows an architecture: add a family here (and its model_type in backbone.FAMILIES) ----
@@ -45,8 +45,8 @@ def final_norm(model: nn.Module) -> nn.Module:
 # ---- the two primitives ----
 @dataclass
 class KeyValues:
-    """Extra keys and values of one block. The batch is Bm runs of rows, and all rows of a run read one bank, which is
-    never copied. Bm 1: one bank for the whole batch; B: every row has its own."""
+    """Extra keys and values of one block. The batch is Bm runs of rows, and all rows of a run read one bank, which is not
+    copied (on a GPU a short one is, `JOINED`). Bm 1: one bank for the whole batch; B: every row has its own."""
 
     keys: Tensor  # (Bm, h_kv, M, dk)
     values: Tensor  # (Bm, h_kv, M, dk)
@@ -159,9 +159,22 @@ def join(injections: Sequence[Injection], rows: tuple[int, ...] | None = None) -
     def cat(parts: Sequence[Tensor | None]) -> Tensor | None:
         return None if parts[0] is None else torch.cat(list(parts))
 
+    valid = _once_each(lambda *parts: cat(parts))  # the blocks share it, and go on sharing it
     return [KeyValues(cat([kv.keys for kv in block]), cat([kv.values for kv in block]), block[0].gate,
-                      cat([kv.valid for kv in block]), block[0].causal, rows=rows)
+                      valid(*(kv.valid for kv in block)), block[0].causal, rows=rows)
             for block in zip(*injections, strict=True)]
+
+
+def _once_each(make: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+    """``make``, called once for the same objects."""
+    made: dict[tuple[int, ...], Tensor | None] = {}
+
+    def once(*of: Tensor | None) -> Tensor | None:
+        key = tuple(map(id, of))
+        if key not in made:
+            made[key] = make(*of)
+        return made[key]
+    return once
 
 
 def stands_at_columns(injection: Injection) -> bool:
@@ -189,8 +202,8 @@ def keep(injection: Injection, kept: Tensor) -> Injection:
     if len(left_over) == Bm:
         return [replace(kv, rows=rows) for kv in injection]
     runs = torch.tensor([i for i, number in enumerate(numbers) if number], device=kept.device)  # that still have rows
-    return [replace(kv, keys=kv.keys[runs], values=kv.values[runs], rows=rows,
-                    valid=None if kv.valid is None else kv.valid[runs]) for kv in injection]
+    valid = _once_each(lambda one: None if one is None else one[runs])
+    return [replace(kv, keys=kv.keys[runs], values=kv.values[runs], rows=rows, valid=valid(kv.valid)) for kv in injection]
 
 
 def _keep_residual(block: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -292,7 +305,7 @@ def _attend_jointly(query: Tensor, key: Tensor, value: Tensor, attention_mask: T
     h_kv, S = key.shape[1], key.shape[2]
     keys, values, copies = memory.distinct()
     bias = _bias_of_both(attention_mask, memory.valid, memory.causal, (B, h // h_kv, T, keys.shape[2], S), copies, query.dtype,
-                         query.device)
+                         query.device, tuple(0 if x is None or x.is_inference() else x._version for x in (attention_mask, memory.valid)))
     keys, values = (torch.cat([bank.to(own.dtype)[:, None].expand(-1, B // len(bank), -1, -1, -1).flatten(0, 1), own], dim=2)
                     for bank, own in ((keys, key), (values, value)))  # (B, h_kv, M + S, dk)
     rows = query.reshape(B, h_kv, -1, dk)  # heads that share a key are queries of one: (B, h_kv, r T, dk)
@@ -301,9 +314,9 @@ def _attend_jointly(query: Tensor, key: Tensor, value: Tensor, attention_mask: T
 
 @lru_cache(maxsize=2)  # a pass asks for one, block after block
 def _bias_of_both(attention_mask: Tensor | None, valid: Tensor | None, causal: bool, shape: tuple[int, int, int, int, int],
-                  copies: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+                  copies: int, dtype: torch.dtype, device: torch.device, versions: tuple[int, int]) -> Tensor:
     """What is added to the scores of ``[memory; input]``, (B or 1, 1, r T, M + S): far below any score where nothing is to be
-    seen, and yet finite, for a row that sees nothing at all."""
+    seen, and yet finite, for a row that sees nothing at all. ``versions`` of mask and valid: those changed in place are others."""
     B, r, T, M, S = shape
     with torch.inference_mode(False):  # a pass with gradients may use it later
         hidden = _ahead(T, S, device) if attention_mask is None else ~attention_mask  # (B or 1, 1, T, S)
@@ -434,8 +447,9 @@ def _visible_entries(valid: Tensor | None, causal: bool, B: int, T: int, S: int,
     """Which entries each input column may read, broadcastable to (B, h_kv, r, T, M); None where all are."""
     visible = None
     if valid is not None:
-        rows = torch.tensor(runs or [B // len(valid)] * len(valid), device=device)
-        visible = valid.repeat_interleave(rows, dim=0)[:, None, None, None, :]
+        if len(valid) < B:
+            valid = valid.repeat_interleave(torch.tensor(runs or [B // len(valid)] * len(valid), device=device), dim=0)
+        visible = valid[:, None, None, None, :]
     if causal:
         column = torch.arange(S - T, S, device=device)[:, None]  # (T, 1)
         reached = torch.arange(M, device=device)[None, :] <= column  # (T, M)
