@@ -14,8 +14,10 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 CONFIG = """
 ClusterName=pdmem
@@ -106,6 +108,10 @@ class Node:
         time.sleep(1)
         for name in reversed(list(self.daemons)):
             end(self.daemons.pop(name))
+        for process in psutil.process_iter():  # what a lost node left: nobody else ends it
+            with suppress(psutil.Error):
+                if process.pid != os.getpid() and process.environ().get("SLURM_CONF") == self.env["SLURM_CONF"]:
+                    process.kill()
 
     def daemon(self, name, *arguments):
         with open(self.folder / f"{name}.out", "ab") as out:
